@@ -1,3 +1,28 @@
-"""edgec: compress a transformer, export it to int8 ONNX, verify it and measure it on the device."""
+"""edgec: compress a transformer, export it to int8 ONNX, verify it and measure it on the device.
+
+The commands are functions of the same names: `edgec.compress("minilm-int8", out="build/minilm")`. They are imported
+on first use, so that `import edgec` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["audit", "bench", "compress", "evaluate", "export", "run", "verify"]
+
+if TYPE_CHECKING:
+    from edgec.pipeline import compress, export, verify
+
+_WHERE = {
+    "compress": "edgec.pipeline",
+    "export": "edgec.pipeline",
+    "verify": "edgec.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'edgec' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

@@ -1,17 +1,17 @@
 """Everything edgec raises on purpose. `cli.main` turns each into an exit code, in one place.
 
-    EdgecError(message, hint)     exit code
-    ├── UserError              2  the input is wrong
-    │   ├── RecipeError        2  a recipe or target file
-    │   ├── ModelError         2  a model source
-    │   ├── DataError          2  a data file
-    │   └── OutputExists       2  the output folder is in the way
-    ├── GateFailed             1  a check or a budget failed
-    │   ├── ParityError        1  two forms of one model disagree
-    │   ├── PassError          1  a pass broke its own promise
-    │   └── BudgetMissed       1
-    └── SystemFailure          3  a device or a file system failed
-        └── DeviceError        3
+EdgecError(message, hint)     exit code
+├── UserError              2  the input is wrong
+│   ├── RecipeError        2  a recipe or target file
+│   ├── ModelError         2  a model source
+│   ├── DataError          2  a data file
+│   └── OutputExists       2  the output folder is in the way
+├── GateFailed             1  a check or a budget failed
+│   ├── ParityError        1  two forms of one model disagree
+│   ├── PassError          1  a pass broke its own promise
+│   └── BudgetMissed       1
+└── SystemFailure          3  a device or a file system failed
+    └── DeviceError        3
 """
 
 from __future__ import annotations

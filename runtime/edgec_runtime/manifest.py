@@ -196,6 +196,10 @@ class Manifest:
         empty = dataclasses.replace(self, digest="")
         return dataclasses.replace(empty, digest=hashlib.sha256(_canonical(empty).encode()).hexdigest())
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
     def to_text(self) -> str:
         """The canonical text of manifest.json. Seal first."""
         return _canonical(self)
@@ -265,10 +269,10 @@ def _build(kind: type[Any], data: Any, where: str, key: str) -> Any:
 def _value(hint: Any, value: Any, where: str, key: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
         for option in args:
             if option is type(None):
-                if value is None:
-                    return None
                 continue
             try:
                 return _value(option, value, where, key)

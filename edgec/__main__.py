@@ -1,0 +1,5 @@
+"""`python -m edgec`, for launchers that start modules."""
+
+from edgec.cli.main import main
+
+main()

@@ -1,0 +1,104 @@
+"""What share of a bundle's work really runs in int8, from onnxruntime's own profile and the graph.
+
+Multiply-accumulates are counted as executed: on the shapes of a real run, over the graph that onnxruntime
+made of the bundle's at load. docs/audit.md explains the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from edgec_runtime import golden, integrity
+from edgec_runtime.manifest import Manifest, Part
+
+from edgec.audit.graph import FloatNode, GraphAudit, OperatorRow, audit_graph
+from edgec.audit.islands import Island
+from edgec.audit.macs import Macs
+from edgec.errors import UserError
+from edgec.state import Progress, no_progress
+
+__all__ = ["Audit", "FloatNode", "GraphAudit", "Island", "Macs", "OperatorRow", "audit", "audit_graph"]
+
+DEFAULT_TOKENS: Final = 128
+# As edgec_runtime.engine opens its sessions.
+_DISABLED_OPTIMIZERS: Final = ("SkipLayerNormFusion",)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The audit of a bundle: one GraphAudit a part, for one row of `tokens` tokens.
+
+    int8_share: over all parts.
+    """
+
+    name: str
+    target: str
+    tokens: int
+    int8_share: float
+    parts: dict[str, GraphAudit]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def audit(
+    bundle: str | Path, *, tokens: int | None = None, threads: int = 1, progress: Progress = no_progress
+) -> Audit:
+    """Run every part of `bundle` under onnxruntime's profiler and count its multiply-accumulates.
+
+    tokens: of the row that is run, filled with the ids of the golden vectors; default 128, or the bundle's
+    max_length where that is less. Raises UserError for a number of tokens that the bundle does not take, and
+    BundleError for a bundle that is not whole.
+    """
+    folder = Path(bundle)
+    manifest = integrity.read_manifest(folder)
+    integrity.verify_files(folder, manifest)
+    limit = manifest.preprocessing.max_length
+    if tokens is None:
+        tokens = min(DEFAULT_TOKENS, limit)
+    if not 1 <= tokens <= limit:
+        raise UserError(f"{folder} takes rows of 1 to {limit} tokens, not {tokens}", f"give --tokens {limit} or less")
+    ids = np.resize(np.concatenate(golden.read(folder / manifest.golden.file).ids), tokens)
+    parts = {}
+    step = progress("audit", len(manifest.parts))
+    for done, part in enumerate(manifest.parts, 1):
+        parts[part.name] = audit_graph(
+            folder / part.file,
+            _feeds(part, ids),
+            left_alone=_left_alone(manifest, part.name),
+            quantized=part.precision == "int8",
+            threads=threads,
+            disabled_optimizers=_DISABLED_OPTIMIZERS,
+        )
+        step(done)
+    total = sum((part.macs for part in parts.values()), Macs())
+    share = total.int8 / total.total if total.total else 0.0
+    return Audit(manifest.name, manifest.target.name, tokens, share, parts)
+
+
+def _feeds(part: Part, ids: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
+    """One unpadded row of `ids` (tokens,)."""
+    rows = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    for tensor in part.inputs:
+        if tensor.name not in rows:
+            raise UserError(
+                f"part {part.name!r} takes the input {tensor.name!r}, which the audit cannot make",
+                f"the audit makes {', '.join(rows)}",
+            )
+    return {tensor.name: rows[tensor.name][None].astype(tensor.dtype) for tensor in part.inputs}
+
+
+def _left_alone(manifest: Manifest, part: str) -> dict[str, str]:
+    """Module path to reason, from the reports of the passes; layers go by "part:path" or by path alone."""
+    reasons = {}
+    for record in manifest.passes:
+        for layer, reason in record.report.get("left_alone", {}).items():
+            owner, _, path = str(layer).rpartition(":")
+            if owner in ("", part):
+                reasons[path] = str(reason)
+    return reasons

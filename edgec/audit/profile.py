@@ -1,0 +1,160 @@
+"""One graph, run under onnxruntime's own profiler: which node ran, on which shapes, for how long."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import edgec_runtime  # noqa: F401  (sets ORT_DISABLE_TELEMETRY before onnxruntime loads)
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from .macs import Executed, Shape
+
+_SUFFIX: Final = "_kernel_time"
+_NUMPY_NAMES: Final = {"float": "float32", "double": "float64"}
+
+
+@dataclass(frozen=True)
+class NodeRun:
+    """A node of the graph as onnxruntime optimised it, in one run.
+
+    microseconds: mean over the measured runs. dtypes: of the inputs, "" for a missing one.
+    """
+
+    name: str
+    provider: str
+    executed: Executed
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    constant: frozenset[str]
+    microseconds: float
+
+
+def profile(
+    graph: Path,
+    feeds: Mapping[str, npt.NDArray[Any]],
+    *,
+    threads: int = 1,
+    disabled_optimizers: Sequence[str] = (),
+    runs: int = 5,
+) -> list[NodeRun]:
+    """Run `graph` once to warm up and `runs` times under the profiler; its nodes in the order of execution.
+
+    threads, disabled_optimizers: as the graph is run in earnest. Nodes are those that onnxruntime's optimiser
+    leaves: fused ones stand under the fused operator. Raises RuntimeError where the profile and the optimised
+    graph do not fit together.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgec-audit-") as folder:
+        optimized = Path(folder, "optimized.onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        options.optimized_model_filepath = str(optimized)
+        options.log_severity_level = 3  # saving an optimised graph warns that it fits this machine alone
+        session = onnxruntime.InferenceSession(
+            str(graph),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(disabled_optimizers),
+        )
+        for _ in range(runs + 1):
+            session.run(None, dict(feeds))
+        events = json.loads(Path(session.end_profiling()).read_text())
+        model = onnx.load(optimized)
+    return _Reader(model, feeds).read(events, runs)
+
+
+class _Reader:
+    """Joins the events of a profile to the nodes of the optimised graph, and follows the shapes of values.
+
+    A profile leaves out inputs that a kernel packed for itself (weights), so shapes come from the
+    initialisers, from what was fed, and from the outputs of the nodes that ran before.
+    """
+
+    def __init__(self, model: onnx.ModelProto, feeds: Mapping[str, npt.NDArray[Any]]) -> None:
+        self.shapes: dict[str, Shape] = {name: array.shape for name, array in feeds.items()}
+        self.dtypes: dict[str, str] = {name: array.dtype.name for name, array in feeds.items()}
+        self.named: dict[str, onnx.NodeProto] = {}
+        self.unnamed: dict[str, list[onnx.NodeProto]] = {}
+        self.constants: set[str] = set()
+        for graph in _graphs(model.graph):
+            for tensor in graph.initializer:
+                self.constants.add(tensor.name)
+                self.shapes[tensor.name] = tuple(tensor.dims)
+                self.dtypes[tensor.name] = _dtype(tensor.data_type)
+            for node in graph.node:
+                if node.name:
+                    self.named[node.name] = node
+                else:
+                    self.unnamed.setdefault(node.op_type, []).append(node)
+
+    def read(self, events: list[dict[str, Any]], runs: int) -> list[NodeRun]:
+        first: dict[str, NodeRun] = {}
+        total: dict[str, float] = {}
+        run = 0
+        for event in events:
+            if event.get("name") == "model_run":
+                run += 1
+            if event.get("cat") != "Node" or not event["name"].endswith(_SUFFIX):
+                continue
+            name = event["name"].removesuffix(_SUFFIX)
+            if name not in first:
+                first[name] = self._node_run(name, event["args"])
+            if run:  # run 0 warmed up
+                total[name] = total.get(name, 0.0) + event["dur"]
+        return [replace(node, microseconds=total.get(name, 0.0) / runs) for name, node in first.items()]
+
+    def _node_run(self, name: str, args: Mapping[str, Any]) -> NodeRun:
+        node = self._node(name, args["op_name"])
+        outputs = [output for output in node.output if output]
+        for output, described in zip(outputs, args["output_type_shape"], strict=True):
+            ((dtype, shape),) = described.items()
+            self.shapes[output], self.dtypes[output] = tuple(shape), _NUMPY_NAMES.get(dtype, dtype)
+        return NodeRun(
+            name=name,
+            provider=args["provider"],
+            executed=Executed(
+                op=node.op_type,
+                domain="" if node.domain == "ai.onnx" else node.domain,
+                attributes={a.name: onnx.helper.get_attribute_value(a) for a in node.attribute},
+                inputs=[self.shapes.get(value) if value else None for value in node.input],
+                outputs=[self.shapes.get(value) if value else None for value in node.output],
+            ),
+            input_names=tuple(node.input),
+            output_names=tuple(node.output),
+            dtypes=tuple(self.dtypes.get(value, "") for value in node.input),
+            constant=frozenset(value for value in node.input if value in self.constants),
+            microseconds=0.0,
+        )
+
+    def _node(self, name: str, op: str) -> onnx.NodeProto:
+        """The node of an event. onnxruntime calls a node without a name after its operator and index."""
+        node = self.named.get(name)
+        if node is None and re.fullmatch(rf"{re.escape(op)}_\d+", name) and self.unnamed.get(op):
+            node = self.unnamed[op].pop(0)
+        if node is None or node.op_type != op:
+            raise RuntimeError(f"onnxruntime profiled {op} {name!r}, which its optimised graph does not have")
+        return node
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and those inside its If, Loop and Scan nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
+def _dtype(code: int) -> str:
+    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)).name)

@@ -1,0 +1,58 @@
+"""What the user will not give up, and whether it was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from edgec_runtime.manifest import Manifest
+
+from edgec.bench.compare import BenchReport
+from edgec.recipe import Budget
+
+JUDGED_SHAPE: Final = (1, 128)
+"""Batch and tokens that `speedup` and `p50_ms` are judged at."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One limit for one target. value and met are None where there was nothing to measure it on."""
+
+    target: str
+    what: str
+    limit: float
+    value: float | None
+    met: bool | None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"{self.target}: {self.what} was not measured"
+        kept = "within" if self.met else "misses"
+        return f"{self.target}: {self.what} {self.value:.4g} {kept} the budget of {self.limit:g}"
+
+
+def judge(
+    budget: Budget, bundles: Mapping[str, Manifest], bench: BenchReport | None, measured: str | None
+) -> list[Verdict]:
+    """A verdict for every limit that is set and every target.
+
+    bench: of the baseline and the bundle of the target `measured`. Speed is judged on that one alone.
+    """
+    verdicts: list[Verdict] = []
+    figures = bench.bundles[1].shapes[JUDGED_SHAPE] if bench is not None else None
+    for name, manifest in bundles.items():
+        drop = manifest.quality.drop if manifest.quality is not None else None
+        at_hand = figures if name == measured else None
+        found: list[tuple[str, float | None, float | None, bool]] = [
+            ("accuracy_drop", budget.accuracy_drop, drop, False),
+            ("size_mb", budget.size_mb, manifest.total_bytes / 1e6, False),
+            ("speedup", budget.speedup, at_hand.ratio.median if at_hand else None, True),
+            ("p50_ms", budget.p50_ms, at_hand.p50_ms if at_hand else None, False),
+        ]
+        for what, limit, value, more_is_better in found:
+            if limit is None:
+                continue
+            met = None if value is None else (value >= limit if more_is_better else value <= limit)
+            verdicts.append(Verdict(name, what, limit, value, met))
+    return verdicts

@@ -1,0 +1,1 @@
+"""The command line: `main` mounts one module a command. Nothing here is imported that imports torch."""

@@ -1,0 +1,64 @@
+"""`edgec compress`: run a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compress(
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="FILE|NAME", help="A recipe file, or a shipped recipe.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to write. [default: build/RECIPE]")
+    ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on", metavar="DEVICE", help="The device that measures: local or ssh://user@host[:port]."
+        ),
+    ] = "local",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. passes.0.scheme=dynamic."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take up the passes of an interrupted run.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace DIR, once the new one is whole.")] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report there too; - is stdout.")
+    ] = None,
+) -> None:
+    """Compress a model as a recipe says, export it for the recipe's targets, verify and measure it.
+
+    Writes DIR/model, DIR/baseline (fp32), DIR/bundles/TARGET and DIR/report.json.
+    """
+    from edgec import pipeline, report
+
+    from . import console
+
+    made = pipeline.compress(
+        recipe,
+        out=out,
+        on=on,
+        overrides=overrides or (),
+        resume=resume,
+        force=force,
+        progress=console.progress,
+        say=console.info,
+    )
+    console.stop_progress()
+    if str(json) != "-":
+        console.table(
+            f"{made.baseline.name}: batch 1, 128 tokens, 1 thread, on {made.data['device']}",
+            report.COLUMNS,
+            report.rows(made),
+        )
+    if json is not None:
+        console.write_json(json, made.data)
+    console.info(f"written to {made.out}: {report.REPORT_FILE} has every figure")
+    pipeline.require_budget(made)

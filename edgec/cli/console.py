@@ -1,0 +1,101 @@
+"""What the user sees: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_PLAIN_WIDTH: Final = 200
+_live: Progress | None = None
+_lock = threading.Lock()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout; columns of figures are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, name in enumerate(columns):
+        figures = bool(rows) and all(_is_figure(row[index]) for row in rows)
+        drawn.add_column(Text(name), justify="right" if figures else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    # A pipe has no width: a table cut to 80 columns would lose data.
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False).print(
+        drawn
+    )
+
+
+def info(message: str) -> None:
+    """A line on stderr, above the progress bars."""
+    with _lock:
+        if _live is not None:
+            _live.console.print(message, markup=False, highlight=False)
+        else:
+            print(message, file=sys.stderr, flush=True)  # noqa: T201 - the one place that may print
+
+
+def progress(label: str, total: int) -> Callable[[int], None]:
+    """A bar on stderr (edgec.state.Progress). Where stderr is no terminal: one line when the step begins.
+
+    The bar ends when `total` is reported.
+    """
+    global _live
+    if not sys.stderr.isatty():
+        info(label)
+        return lambda done: None
+    with _lock:
+        if _live is None:
+            _live = _bars()
+            _live.start()
+        bars = _live
+    task = bars.add_task(label, total=total or None)
+    return lambda done: bars.update(task, completed=done)
+
+
+def stop_progress() -> None:
+    """Leave the terminal as it was; called before data or an error is printed, and at the end."""
+    global _live
+    with _lock:
+        if _live is not None:
+            _live.stop()
+            _live = None
+
+
+def _bars() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description:<34}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(file=sys.stderr),
+    )
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON to a file, or to stdout where the path is "-"."""
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+    if str(path) == "-":
+        stop_progress()
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _is_figure(cell: str) -> bool:
+    return not cell or cell in "-–" or cell[0].isdigit() or (cell[0] in "+-−" and len(cell) > 1)

@@ -1,0 +1,64 @@
+"""`edgec export`: one model, one target, one bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|BUILD", help="A folder, hub id, pkg://package/path, or a compress output."
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", metavar="NAME|FILE", help="See `edgec targets list` and `edgec targets detect`."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="BUNDLE", help="Where to write. [default: MODEL-TARGET]")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task, where the model's configuration does not tell it.")
+    ] = None,
+    opset: Annotated[int, typer.Option(min=18, max=23, help="ONNX opset of the graph.")] = 23,
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="Most tokens of a text. [default: the model's own limit]")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace BUNDLE, once the new one is whole.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the manifest there too; - is stdout.")
+    ] = None,
+) -> None:
+    """Export a model for a target: a build as its passes left it, any other source in fp32."""
+    from edgec import pipeline
+
+    from . import console
+
+    manifest = pipeline.export(
+        model,
+        target=target,
+        out=out,
+        task=task,
+        opset=opset,
+        max_length=max_length,
+        force=force,
+        trust_remote_code=trust_remote_code,
+        say=console.info,
+    )
+    if json is not None:
+        console.write_json(json, manifest.to_dict())
+    precision = manifest.parts[0].precision
+    folder = out or Path(f"{manifest.name}-{manifest.target.name}")
+    console.info(f"written to {folder}: {precision}, {manifest.total_bytes / 1e6:.1f} MB")

@@ -1,0 +1,119 @@
+"""`edgec`: the commands, and the one place where an error becomes an exit code.
+
+Exit codes: 0 done, 1 a check or a budget failed or a bundle was refused, 2 the input is wrong, 3 a device or a file
+system failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Final
+
+# Before anything can import onnxruntime; see edgec_runtime.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import typer
+
+from edgec import __version__
+from edgec.cli import (
+    audit,
+    bench,
+    compress,
+    console,
+    doctor,
+    evaluate,
+    export,
+    recipes,
+    run,
+    targets,
+    verify,
+)
+from edgec.errors import EdgecError
+
+INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="edgec",
+    help="Make a transformer small and fast for a device, with proof that it is right and faster there.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(compress.compress)
+app.command()(export.export)
+app.command()(verify.verify)
+app.command()(audit.audit)
+app.command()(bench.bench)
+app.command()(run.run)
+app.command()(evaluate.evaluate)
+app.command()(doctor.doctor)
+app.add_typer(targets.app, name="targets")
+app.add_typer(recipes.app, name="recipes")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(args: list[str]) -> int:
+    """Run `args` and give the exit code; errors are told on stderr, with their remedy."""
+    from edgec_runtime.errors import BundleError
+
+    try:
+        code = app(args=args, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", "", INTERRUPTED)
+    except (EdgecError, BundleError) as error:
+        _traceback_if_wanted()
+        return _fail(error.message, error.hint, error.exit_code)
+    except OSError as error:
+        _traceback_if_wanted()
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(
+            f"{where}{error.strerror or error}", "check the path, its permissions and the free space", 3
+        )
+    except Exception as error:
+        # Typer's own usage errors: it vendors click, so they are recognised by what they can do.
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        hint = f"`{context.command_path} --help` explains the command" if context else ""
+        return _fail(error.format_message(), hint, 2)
+    finally:
+        console.stop_progress()
+
+
+def _fail(message: str, hint: str, code: int) -> int:
+    console.stop_progress()
+    console.info(f"error: {message}")
+    if hint:
+        console.info(f"hint: {hint}")
+    return code
+
+
+def _traceback_if_wanted() -> None:
+    if os.environ.get("EDGEC_TRACEBACK") == "1":
+        import traceback
+
+        traceback.print_exc()

@@ -1,0 +1,87 @@
+"""`edgec recipes`: what to do to a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="The recipes that ship, and a check for your own.")
+
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the recipes as JSON; - is stdout.")
+]
+
+
+@app.command("list")
+def list_(json: Json = None) -> None:
+    """List the recipes that ship."""
+    from edgec import resources
+    from edgec.recipe import load_recipe
+
+    from . import console
+
+    found = [load_recipe(name) for name in resources.names("recipe")]
+    if str(json) != "-":
+        rows = [[recipe.name, " ".join(recipe.targets), recipe.summary] for recipe in found]
+        console.table("recipes", ["name", "targets", "summary"], rows)
+    if json is not None:
+        console.write_json(json, [{"name": recipe.name, **recipe.to_dict()} for recipe in found])
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="The name of a recipe that ships, or a recipe file.")],
+    json: Json = None,
+) -> None:
+    """Print a recipe file, checked."""
+    from edgec.recipe import load_recipe
+
+    from . import console
+
+    recipe = load_recipe(name)
+    if str(json) != "-":
+        typer.echo(recipe.source_path.read_text(encoding="utf-8-sig"), nl=False)
+    if json is not None:
+        console.write_json(json, recipe.to_dict())
+
+
+@app.command()
+def check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Recipe files, or names.")],
+    json: Json = None,
+) -> None:
+    """Check recipes and the targets that they name, without loading a model; report every problem.
+
+    Exit code 2 when one has a problem.
+    """
+    from edgec.errors import RecipeError, UserError
+    from edgec.passes import PASSES
+    from edgec.recipe import load_recipe
+    from edgec.target import load_target
+
+    from . import console
+
+    problems: dict[str, list[str]] = {}
+    for file in files:
+        problems[file] = []
+        try:
+            targets = load_recipe(file, passes=PASSES).targets
+        except UserError as error:
+            problems[file].append(error.message)
+            continue
+        for target in targets:
+            try:
+                load_target(target)
+            except UserError as error:
+                problems[file].append(error.message)
+    if str(json) != "-":
+        for file in files:
+            if not problems[file]:
+                typer.echo(f"{file}: ok")
+    if json is not None:
+        console.write_json(json, [{"file": file, "problems": problems[file]} for file in files])
+    if any(problems.values()):
+        messages = [message for file in files for message in problems[file]]
+        raise RecipeError("\n".join(messages), "docs/recipes.md and docs/targets.md explain every key")

@@ -1,0 +1,1 @@
+"""Readers of the standard text formats, and metrics. Nothing here imports torch."""

@@ -1,0 +1,15 @@
+"""Scores a bundle or a torch model on a data file, and tells how far two forms of a model are apart.
+
+A torch model is run by the code that runs bundles, with torch in the place of onnxruntime: the same tokens,
+the same truncation, the same answers, so that a difference between two scores is a difference between two
+models.
+"""
+
+from __future__ import annotations
+
+from edgec.data.metrics import mean_cosine
+from edgec.evaluation.quality import RawModel, quality, requests_for
+from edgec.evaluation.score import Evaluation, evaluate
+from edgec.evaluation.torch_model import torch_model
+
+__all__ = ["Evaluation", "RawModel", "evaluate", "mean_cosine", "quality", "requests_for", "torch_model"]

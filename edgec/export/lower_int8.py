@@ -1,0 +1,184 @@
+"""Float graph + quantization decision + target -> int8 graph for stock onnxruntime.
+
+Every quantized linear layer becomes `QuantizeLinear` (static) or `DynamicQuantizeLinear` (dynamic) and one
+`com.microsoft.MatMulIntegerToFloat` with int8 weights, a scale a channel and the bias inside: u8 activations x s8
+weights is the product with a fast kernel on x86 and on arm64 (u8 x u8 has none). Layers that read the same tensor
+share its quantization. An embedding table becomes int8 rows with a scale a row, dequantized after the lookup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript.rewriter import RewriteRuleClassBase, RewriteRuleSet
+
+from edgec.errors import PassError
+from edgec.state import LayerQuantization
+from edgec.target import Target
+
+from .float_graph import SumBeforeLayerNorm, finish
+from .quantize_weights import activation_scale, quantize_per_channel, quantize_rows
+from .trace import MODULE_KEY
+
+CONTRIB = "com.microsoft"
+
+
+@dataclass
+class _Lowering:
+    """What the rules share: the decision, the target's weight range, and the layers done so far."""
+
+    scheme: str
+    layers: Mapping[str, LayerQuantization]
+    reduce_range: bool
+    done: set[str] = field(default_factory=set)
+
+    def layer_of(self, node: ir.Node, kind: str) -> LayerQuantization | None:
+        path = node.metadata_props.get(MODULE_KEY, "")
+        # The nodes that a rule makes carry the same path: a layer is lowered once.
+        layer = None if path in self.done else self.layers.get(path)
+        return layer if layer is not None and layer.kind == kind else None
+
+    def linear(
+        self, op: Any, node: ir.Node, x: ir.Value, weight: np.ndarray, bias: ir.Value | None
+    ) -> ir.Value:
+        """The int8 form of x (.., inputs) @ weight (inputs, channels) + bias (channels,)."""
+        path = node.metadata_props[MODULE_KEY]
+        quantized, scale = quantize_per_channel(weight, reduce_range=self.reduce_range)
+        weights = op.initializer(ir.tensor(quantized), f"{path}.weight_int8")
+        scales = op.initializer(ir.tensor(scale), f"{path}.weight_scale")
+        if self.scheme == "dynamic":
+            activations, x_scale, x_zero = op.DynamicQuantizeLinear(x, _outputs=3)
+        else:
+            input_range = self.layers[path].input_range
+            assert input_range is not None, f"{path} has no calibrated range"
+            step, zero = activation_scale(*input_range)
+            x_scale = op.initializer(ir.tensor(np.array(step)), f"{path}.input_scale")
+            x_zero = op.initializer(ir.tensor(np.array(zero)), f"{path}.input_zero_point")
+            activations = op.QuantizeLinear(x, x_scale, x_zero)
+        self.done.add(path)
+        return op.MatMulIntegerToFloat(
+            activations, weights, x_scale, scales, x_zero, None, bias, _domain=CONTRIB
+        )
+
+
+class _Rule(RewriteRuleClassBase):
+    def __init__(self, lowering: _Lowering) -> None:
+        super().__init__()
+        self.lowering = lowering
+
+
+class MatMulWithBias(_Rule):
+    """Add(MatMul(x, W), b) -> int8, the bias inside the kernel."""
+
+    def pattern(self, op, x, weight, bias):  # type: ignore[no-untyped-def]
+        return op.Add(op.MatMul(x, weight, _outputs=["product"]), bias)
+
+    def check(self, context, x, weight, bias, product):  # type: ignore[no-untyped-def]
+        return (
+            _constant(weight, 2)
+            and _constant(bias, 1)
+            and self.lowering.layer_of(product.producer(), "linear") is not None
+        )
+
+    def rewrite(self, op, x, weight, bias, product):  # type: ignore[no-untyped-def]
+        return self.lowering.linear(op, product.producer(), x, weight.const_value.numpy(), bias)
+
+
+class MatMulAlone(_Rule):
+    """MatMul(x, W) of a layer without bias (ModernBERT) -> int8."""
+
+    def pattern(self, op, x, weight):  # type: ignore[no-untyped-def]
+        return op.MatMul(x, weight, _outputs=["product"])
+
+    def check(self, context, x, weight, product):  # type: ignore[no-untyped-def]
+        return _constant(weight, 2) and self.lowering.layer_of(product.producer(), "linear") is not None
+
+    def rewrite(self, op, x, weight, product):  # type: ignore[no-untyped-def]
+        return self.lowering.linear(op, product.producer(), x, weight.const_value.numpy(), None)
+
+
+class GemmLayer(_Rule):
+    """Gemm, the form that torch exports for two-dimensional inputs (a pooled row) -> int8."""
+
+    def pattern(self, op, x, weight, bias):  # type: ignore[no-untyped-def]
+        return op.Gemm(x, weight, bias, _allow_other_attributes=True, _outputs=["product"])
+
+    def check(self, context, x, weight, bias, product):  # type: ignore[no-untyped-def]
+        node = product.producer()
+        plain = _attribute(node, "alpha", 1.0) == 1.0 and _attribute(node, "beta", 1.0) == 1.0
+        return (
+            plain
+            and not _attribute(node, "transA", 0)
+            and _constant(weight, 2)
+            and _constant(bias, 1)
+            and self.lowering.layer_of(node, "linear") is not None
+        )
+
+    def rewrite(self, op, x, weight, bias, product):  # type: ignore[no-untyped-def]
+        node = product.producer()
+        matrix = weight.const_value.numpy()
+        return self.lowering.linear(op, node, x, matrix.T if _attribute(node, "transB", 0) else matrix, bias)
+
+
+class EmbeddingTable(_Rule):
+    """Gather(table, ids) -> int8 rows and their scales, multiplied after the lookup."""
+
+    def pattern(self, op, table, ids):  # type: ignore[no-untyped-def]
+        return op.Gather(table, ids, _allow_other_attributes=True, _outputs=["rows"])
+
+    def check(self, context, table, ids, rows):  # type: ignore[no-untyped-def]
+        node = rows.producer()
+        return (
+            _constant(table, 2)
+            and _attribute(node, "axis", 0) == 0
+            and self.lowering.layer_of(node, "embedding") is not None
+        )
+
+    def rewrite(self, op, table, ids, rows):  # type: ignore[no-untyped-def]
+        path = rows.producer().metadata_props[MODULE_KEY]
+        quantized, scale = quantize_rows(table.const_value.numpy())
+        values = op.initializer(ir.tensor(quantized), f"{path}.weight_int8")
+        scales = op.initializer(ir.tensor(scale), f"{path}.weight_scale")
+        self.lowering.done.add(path)
+        looked_up = op.Cast(op.Gather(values, ids, axis=0), to=ir.DataType.FLOAT)
+        return op.Mul(looked_up, op.Gather(scales, ids, axis=0))
+
+
+def lower_int8(
+    model: ir.Model, scheme: str, layers: Mapping[str, LayerQuantization], target: Target
+) -> ir.Model:
+    """Lower a copy of the traced float `model`.
+
+    layers: by module path (of this part). Raises PassError if a layer that was decided to run in int8 has no place
+    in the graph: a decision is carried out or fails, it is never dropped in silence.
+    """
+    model = model.clone()
+    lowering = _Lowering(scheme, layers, target.int8.reduce_range)
+    model.graph.opset_imports[CONTRIB] = 1
+    # A matrix product is visited before the bias that follows it, so the larger pattern needs a sweep of its own.
+    RewriteRuleSet([MatMulWithBias.rule(lowering)], commute=True).apply_to_model(model)
+    RewriteRuleSet([rule.rule(lowering) for rule in (MatMulAlone, GemmLayer, EmbeddingTable)]).apply_to_model(
+        model
+    )
+    RewriteRuleSet([SumBeforeLayerNorm.rule()]).apply_to_model(model)
+    missing = sorted(set(layers) - lowering.done)
+    if missing:
+        raise PassError(
+            f"{len(missing)} quantized layers were not found in the exported graph, the first is {missing[0]}",
+            f"leave it in float: add `skip: ['{missing[0]}']` to the quantize pass",
+        )
+    finish(model)
+    return model
+
+
+def _constant(value: ir.Value, rank: int) -> bool:
+    return value.const_value is not None and len(value.const_value.shape) == rank
+
+
+def _attribute(node: ir.Node, name: str, default: float | int) -> float | int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.value

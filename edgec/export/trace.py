@@ -1,0 +1,126 @@
+"""torch module -> float ONNX graph whose nodes carry the path of the module they came from."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+import torch
+
+from edgec.errors import ModelError
+
+if TYPE_CHECKING:
+    from edgec.nn.parts import Part
+
+MODULE_KEY = "edgec.module"
+"""Metadata key of a node: the dotted path of the torch module that produced it."""
+
+
+def trace(part: Part, *, opset: int, max_length: int) -> ir.Model:
+    """Export `part` with dynamic batch and tokens.
+
+    part: inputs int32 (batch, tokens). opset: ONNX opset of the graph. max_length: the most tokens of a row.
+    Returns a float model; node names are "module/path/OpType", the exporter's own metadata (which holds source paths
+    of the exporting machine) is gone. Raises ModelError where torch cannot export the model.
+    """
+    names = part.input_names
+    # Two rows, one padded: sizes 0 and 1 would be specialised to constants.
+    tokens = min(16, max_length)
+    example = tuple(_example(name, tokens) for name in names)
+    axes = {
+        0: torch.export.Dim("batch", min=1, max=1 << 16),
+        1: torch.export.Dim("tokens", min=1, max=max_length),
+    }
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                part.eval(),
+                example,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(names),
+                output_names=list(part.output_names),
+                dynamic_shapes=(tuple(dict(axes) for _ in names),)
+                if _takes_varargs(part)
+                else tuple(dict(axes) for _ in names),
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ModelError(
+            f"torch could not export the model to ONNX opset {opset}: {_first_line(error)}",
+            "try another `export.opset` (18 or 23), or report the model's family",
+        ) from error
+    assert program is not None
+    model = program.model
+    _tidy(model)
+    return model
+
+
+def _takes_varargs(part: torch.nn.Module) -> bool:
+    import inspect
+
+    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(part.forward).parameters.values())
+
+
+def _example(name: str, tokens: int) -> torch.Tensor:
+    if name == "attention_mask":
+        mask = torch.ones(2, tokens, dtype=torch.int32)
+        mask[1, tokens // 2 :] = 0
+        return mask
+    if name == "token_type_ids":
+        return torch.zeros(2, tokens, dtype=torch.int32)
+    return torch.full((2, tokens), 5, dtype=torch.int32)
+
+
+def _tidy(model: ir.Model) -> None:
+    """Keep of the exporter's metadata the module path alone, and name nodes by it."""
+    model.producer_name, model.producer_version = "edgec", None
+    model.doc_string = None
+    model.metadata_props.clear()
+    seen: Counter[str] = Counter()
+    for node in model.graph.all_nodes():
+        path = module_path(node.metadata_props.get("pkg.torch.onnx.name_scopes"))
+        node.metadata_props.clear()
+        node.doc_string = None
+        if path:
+            node.metadata_props[MODULE_KEY] = path
+        name = f"{path}/{node.op_type}" if path else node.op_type
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+
+
+def module_path(name_scopes: str | None) -> str:
+    """The innermost module of torch's list of scopes: "['', 'model', 'model.pooler', 'linear_3']" -> "model.pooler"."""
+    if not name_scopes:
+        return ""
+    scopes = ast.literal_eval(name_scopes)
+    return str(scopes[-2]) if len(scopes) > 1 else ""
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.__cause__ or error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter warns about its own internals (torchvision, tree specs, axis names) on every run."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,141 @@
+"""One model, many bundles: traced once, lowered for each target, compared with torch and with float on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import onnx_ir as ir
+from edgec_runtime.engine import OnnxRuntimeEngine
+from edgec_runtime.manifest import Manifest, TargetInfo
+
+from edgec.bundle import write_bundle
+from edgec.data.samples import SAMPLE_TEXTS
+from edgec.export.float_graph import prepare_float
+from edgec.export.lower_int8 import lower_int8
+from edgec.export.parity import Outputs, Parity, float_parity, int8_parity, sample_feeds
+from edgec.export.trace import trace
+from edgec.models.describe import describe
+from edgec.models.families import FAMILIES
+from edgec.models.requests import requests_for
+from edgec.models.torch_model import model_on, tokenizer_json
+from edgec.nn.parts import Part
+from edgec.state import ModelState
+from edgec.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FP32: Final = "fp32"
+INT8: Final = "int8"
+
+
+class Exporter:
+    """Writes bundles of one ModelState.
+
+    opset: of ONNX; lowered to what the family's graph works with. long_text, stride: see describe. name: of the
+    bundles. Making an Exporter traces the model and compares the float graph with torch: raises ModelError,
+    ParityError.
+    """
+
+    def __init__(
+        self,
+        state: ModelState,
+        *,
+        name: str,
+        opset: int = 23,
+        long_text: str | None = None,
+        stride: int = 0,
+        seed: int = 0,
+    ) -> None:
+        ((self.part_name, part),) = state.parts.items()
+        assert isinstance(part, Part)
+        self.state = state
+        self.opset = min(opset, FAMILIES[state.spec.family].opset)
+        self.traced = trace(part, opset=self.opset, max_length=state.spec.max_length)
+        self.float_graph = _serialize(prepare_float(self.traced))
+        self.tokenizer = tokenizer_json(state)
+        self.manifest = dataclasses.replace(
+            describe(state, long_text=long_text, stride=stride), name=name, passes=state.history
+        )
+        self.requests = requests_for(
+            state.spec.task, SAMPLE_TEXTS, mask_token=str(state.tokenizer.mask_token or "")
+        )
+        feeds = sample_feeds(
+            part,
+            vocabulary=part.model.config.vocab_size,
+            pad_id=self.manifest.preprocessing.pad_id,
+            max_length=state.spec.max_length,
+            seed=seed,
+        )
+        self.float_parity: Parity = float_parity(part, OnnxRuntimeEngine(self.float_graph).run, feeds)
+
+    def write(
+        self, folder: Path, target: Target, *, precision: str | None = None, force: bool = False
+    ) -> Manifest:
+        """Write the bundle `folder` for `target`: int8 where the model is quantized, unless `precision` is "fp32".
+
+        Raises ParityError where the int8 graph does not answer like the float one, and what write_bundle raises.
+        """
+        quantization = None if precision == FP32 else self.state.quantization
+        parity: dict[str, Any] = {"float_against_torch": self.float_parity.to_dict()}
+        graph = self.float_graph
+        if quantization is not None:
+            layers = {
+                path: layer
+                for key, layer in quantization.layers.items()
+                for part_name, _, path in [key.partition(":")]
+                if part_name == self.part_name
+            }
+            graph = _serialize(lower_int8(self.traced, quantization.scheme, layers, target))
+            found = int8_parity(self._float_outputs, self._outputs(graph))
+            parity["int8_against_float"] = found.to_dict()
+        file = f"{self.part_name}.onnx"
+        precision = FP32 if quantization is None else INT8
+        (part,) = self.manifest.parts
+        manifest = dataclasses.replace(
+            self.manifest,
+            build_id=self.build_id,
+            target=TargetInfo(target.name, target.arch, target.answer_features if precision == INT8 else ()),
+            parts=(dataclasses.replace(part, file=file, precision=precision),),
+            # One dynamic scale for a whole batch would let a text's answer depend on its batch-mates.
+            execution=dataclasses.replace(
+                self.manifest.execution,
+                batch_invariant=quantization is None or quantization.scheme != "dynamic",
+            ),
+            parity=parity,
+        )
+        return write_bundle(
+            folder,
+            manifest,
+            graphs={file: graph},
+            tokenizer=self.tokenizer,
+            requests=self.requests,
+            force=force,
+        )
+
+    @cached_property
+    def build_id(self) -> str:
+        """Names the compressed model, whatever the target: its float graph, its quantization, its tokenizer."""
+        quantization = self.state.quantization
+        decision = None if quantization is None else dataclasses.asdict(quantization)
+        digest = hashlib.sha256(self.float_graph)
+        digest.update(json.dumps(decision, sort_keys=True).encode())
+        digest.update(self.tokenizer)
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def _float_outputs(self) -> Sequence[Outputs]:
+        return self._outputs(self.float_graph)
+
+    def _outputs(self, graph: bytes) -> Sequence[Outputs]:
+        return model_on(OnnxRuntimeEngine(graph), self.manifest, self.tokenizer).raw(self.requests)
+
+
+def _serialize(model: ir.Model) -> bytes:
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return data

@@ -1,0 +1,89 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgec.errors import EdgecError, OutputExists, SystemFailure
+
+
+def require_free(out: Path, *, force: bool = False) -> None:
+    """Raises OutputExists where `out` is in the way, and SystemFailure where it could not be written; nothing is left.
+
+    Called before long work, so that it is not lost at its end.
+    """
+    if out.is_symlink() or out.exists():
+        if not force:
+            raise OutputExists(
+                f"{out} exists", "choose another --out, remove it, or give --force to replace it when done"
+            )
+        if not out.is_dir():
+            raise OutputExists(f"{out} is not a folder", "choose another --out")
+    with _as_system_failure(out):
+        parent = _existing_parent(out)
+        if not parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(parent))
+        with tempfile.TemporaryDirectory(prefix=".edgec-", dir=parent):
+            pass
+
+
+@contextlib.contextmanager
+def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` at the end; on any failure it is removed.
+
+    force: replace an existing folder, at the moment when the new one is whole. Raises OutputExists, and
+    SystemFailure for what the file system refuses (no space, no permission).
+    """
+    require_free(out, force=force)
+    with _as_system_failure(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        with _as_system_failure(out):
+            yield work
+            work.chmod(0o755)
+            _replace(work, out, force=force)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _replace(work: Path, out: Path, *, force: bool) -> None:
+    if force and out.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+        out.rename(old / "folder")
+        work.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        work.rename(out)
+
+
+def _existing_parent(path: Path) -> Path:
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    return parent
+
+
+@contextlib.contextmanager
+def _as_system_failure(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except EdgecError:
+        raise
+    except OSError as error:
+        place = error.filename or out
+        if error.errno == errno.ENOSPC:
+            raise SystemFailure(
+                f"no space left while writing {place}; nothing was kept",
+                "free some space or choose another --out",
+            ) from error
+        raise SystemFailure(
+            f"{place}: {error.strerror or error}",
+            "check the path and its permissions, or choose another --out",
+        ) from error

@@ -1,0 +1,144 @@
+"""A compressed model as a folder: what `edgec compress` leaves in OUT/model and `edgec export` takes.
+
+    config.json, model.safetensors, tokenizer.json, tokenizer_config.json    as save_pretrained writes them
+    edgec.json    {"edgec": 1, "spec": ModelSpec, "quantization": Quantization or null, "history":
+    [PassRecord],
+                   "files": {name: sha256}, "digest": sha256 of this file with an empty digest}
+
+The same state gives the same bytes. A reader refuses a folder of which any byte was changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from edgec_runtime.manifest import PassRecord
+from safetensors import SafetensorError
+
+from edgec.errors import ModelError, SystemFailure
+from edgec.models.config import load_config
+from edgec.models.files import first_line, read_object
+from edgec.models.part import make_part
+from edgec.models.quiet import quiet
+from edgec.models.tokenizer import load_tokenizer, longest
+from edgec.models.weights import check_sha256, load_weights, sha256, weight_files
+from edgec.nn.parts import Part
+from edgec.state import LayerQuantization, ModelSpec, ModelState, Quantization
+
+FORMAT_VERSION: Final = 1
+BUILD_FILE: Final = "edgec.json"
+_AGAIN: Final = "the folder was changed or cut short: make it again with `edgec compress`"
+
+
+def is_build(folder: Path) -> bool:
+    return (folder / BUILD_FILE).is_file()
+
+
+def save_build(state: ModelState, folder: Path) -> None:
+    """Write `state` to the empty or new `folder`. Raises SystemFailure where it cannot be written."""
+    part = state.parts["encoder"]
+    assert isinstance(part, Part)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            # One file, whatever its size: the sha256 of shards would depend on where they are cut.
+            part.model.save_pretrained(folder, max_shard_size="1TB")
+            state.tokenizer.save_pretrained(folder)
+        contents = _describe(state, folder)
+        (folder / BUILD_FILE).write_text(_canonical(contents), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise SystemFailure(
+            f"the model cannot be written to {folder}: {first_line(error)}",
+            "free some space, or write elsewhere",
+        ) from error
+
+
+def _describe(state: ModelState, folder: Path) -> dict[str, Any]:
+    contents = {
+        "edgec": FORMAT_VERSION,
+        "spec": dataclasses.asdict(state.spec),
+        "quantization": None if state.quantization is None else dataclasses.asdict(state.quantization),
+        "history": [dataclasses.asdict(record) for record in state.history],
+        "files": {path.name: sha256((path,)) for path in sorted(folder.iterdir())},
+        "digest": "",
+    }
+    contents["digest"] = _digest(contents)
+    return contents
+
+
+def load_build(folder: Path, *, expected_sha256: str | None = None) -> ModelState:
+    """The state that `save_build` wrote, its quantization and history included.
+
+    expected_sha256: of model.safetensors. Raises ModelError for a folder of a later format, or one of which
+    anything was changed.
+    """
+    contents = _read(folder)
+    spec_fields = contents["spec"]
+    labels = spec_fields["labels"]
+    spec = ModelSpec(**{**spec_fields, "labels": None if labels is None else tuple(labels)})
+    check_sha256(weight_files(folder), expected_sha256, str(folder))
+    config = load_config(folder)
+    tokenizer = load_tokenizer(folder, config, spec.task)
+    model = load_weights(folder, config, spec.task)
+    return ModelState(
+        parts={"encoder": make_part(model, spec)},
+        spec=spec,
+        tokenizer=tokenizer,
+        quantization=_quantization(contents["quantization"]),
+        history=tuple(PassRecord(**record) for record in contents["history"]),
+    )
+
+
+def narrow(state: ModelState, *, task: str | None, max_length: int | None, source: str) -> ModelState:
+    """`state` with a lower max_length. Raises ModelError for another task than the build's."""
+    if task not in (None, state.spec.task):
+        raise ModelError(f"{source} was built for {state.spec.task}, not for {task}", "leave the task out")
+    if max_length is None:
+        return state
+    part = state.parts["encoder"]
+    assert isinstance(part, Part)
+    length = longest(state.tokenizer, part.model.config, state.spec.max_length, max_length)
+    state.tokenizer.model_max_length = length
+    return dataclasses.replace(state, spec=dataclasses.replace(state.spec, max_length=length))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    where = folder / BUILD_FILE
+    contents = read_object(where)
+    version = contents.get("edgec")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ModelError(
+            f"{where} is of build format {version}; this edgec reads up to {FORMAT_VERSION}", "update edgec"
+        )
+    if where.read_text(encoding="utf-8") != _canonical(contents) or contents.get("digest") != _digest(
+        contents
+    ):
+        raise ModelError(f"{where} was changed after it was written (its digest does not fit)", _AGAIN)
+    for name, expected in contents["files"].items():
+        if not (folder / name).is_file():
+            raise ModelError(f"the file {name} of the build {folder} is missing", _AGAIN)
+        if sha256((folder / name,)) != expected:
+            raise ModelError(f"{folder / name} was changed after the build was written", _AGAIN)
+    return contents
+
+
+def _quantization(data: dict[str, Any] | None) -> Quantization | None:
+    if data is None:
+        return None
+    layers = {}
+    for path, layer in data["layers"].items():
+        bounds = layer["input_range"]
+        layers[path] = LayerQuantization(layer["kind"], None if bounds is None else (bounds[0], bounds[1]))
+    return Quantization(data["scheme"], layers)
+
+
+def _canonical(contents: dict[str, Any]) -> str:
+    return json.dumps(contents, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _digest(contents: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical({**contents, "digest": ""}).encode()).hexdigest()

@@ -1,0 +1,99 @@
+"""What a bundle says of a model before its graphs exist: limits, pre- and post-processing, inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgec_runtime.manifest import (
+    FORMAT_VERSION,
+    Execution,
+    Golden,
+    Manifest,
+    Part,
+    Postprocessing,
+    Preprocessing,
+    Source,
+    TargetInfo,
+    TensorInfo,
+)
+
+from edgec.state import ModelState
+
+
+def describe(state: ModelState, *, long_text: str | None = None, stride: int = 0) -> Manifest:
+    """A manifest without target, files and golden vectors.
+
+    long_text: "truncate" or "window"; None: the task's usual way (windows where an answer is a place in the text).
+    stride: tokens that two neighbouring windows share; 0: a quarter of a row.
+    """
+    spec, tokenizer = state.spec, state.tokenizer
+    ((name, module),) = state.parts.items()
+    if long_text is None:
+        long_text = "window" if spec.task in ("token-classification", "question-answering") else "truncate"
+    windows = long_text == "window"
+    return Manifest(
+        format=FORMAT_VERSION,
+        name=spec.name,
+        build_id="",
+        task=spec.task,
+        family=spec.family,
+        target=TargetInfo("torch", ""),
+        parts=(_part(name, state, module),),
+        files=(),
+        preprocessing=Preprocessing(
+            tokenizer="tokenizer.json",
+            max_length=spec.max_length,
+            pad_id=int(tokenizer.pad_token_id or 0),
+            long_text=long_text,
+            stride=(stride or spec.max_length // 4) if windows else 0,
+            pairs=spec.pairs,
+            prompts=dict(spec.prompts),
+            default_prompt=spec.default_prompt,
+        ),
+        postprocessing=_postprocessing(state, module),
+        execution=Execution(),
+        golden=Golden("", 0.0, 0.0),
+        source=Source(spec.source, spec.sha256, spec.revision, spec.license),
+        labels=spec.labels,
+    )
+
+
+def _part(name: str, state: ModelState, module: Any) -> Part:
+    """The inputs and outputs with their dynamic axes by name, and the size of a row of outputs."""
+    config = module.model.config
+    labels = state.spec.labels or ()
+    size = {
+        "feature-extraction": (config.hidden_size,),
+        "text-classification": (len(labels),),
+        "token-classification": (len(labels),),
+        "question-answering": (),
+        "fill-mask": (config.vocab_size,),
+    }[state.spec.task]
+
+    def tensor(name: str, dtype: str, axes: Mapping[int, str], *size: int) -> TensorInfo:
+        return TensorInfo(name, dtype, (*(axes[axis] for axis in sorted(axes)), *size))
+
+    return Part(
+        name=name,
+        file="",
+        precision="fp32",
+        inputs=tuple(tensor(n, "int32", module.input_axes[n]) for n in module.input_names),
+        outputs=tuple(tensor(n, "float32", module.output_axes[n], *size) for n in module.output_names),
+    )
+
+
+def _postprocessing(state: ModelState, module: Any) -> Postprocessing:
+    spec, tokenizer = state.spec, state.tokenizer
+    if spec.task == "feature-extraction":
+        return Postprocessing(
+            dimension=int(module.model.config.hidden_size), pooling=spec.pooling, normalized=spec.normalize
+        )
+    if spec.task == "text-classification":
+        return Postprocessing(activation="sigmoid" if spec.multi_label else "softmax")
+    if spec.task == "token-classification":
+        entities = any(label.startswith(("B-", "I-")) for label in spec.labels or ())
+        return Postprocessing(label_scheme="BIO" if entities else "plain")
+    if spec.task == "question-answering":
+        return Postprocessing(max_answer_tokens=30, null_answers=True)
+    return Postprocessing(mask_token=str(tokenizer.mask_token), mask_id=int(tokenizer.mask_token_id))

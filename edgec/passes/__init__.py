@@ -1,0 +1,10 @@
+"""The passes: one file each, and one literal table of them."""
+
+from edgec.passes.base import Pass, run_pass
+from edgec.passes.quantize import Quantize
+
+PASSES: dict[str, type] = {
+    "quantize": Quantize,
+}
+
+__all__ = ["PASSES", "Pass", "Quantize", "run_pass"]

@@ -1,0 +1,55 @@
+"""Finished passes of an interrupted run, so that `--resume` can take them up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from edgec import __version__
+from edgec.errors import ModelError
+from edgec.models import load_build, save_build
+from edgec.state import ModelState
+
+
+class PassCache:
+    """A hidden folder beside the output, one build a pass, named by everything that the pass depends on."""
+
+    def __init__(self, out: Path, *, resume: bool) -> None:
+        self.folder = out.parent / f".{out.name}.passes"
+        if not resume:
+            self.clear()
+
+    @staticmethod
+    def key(original: ModelState, passes: Sequence[dict[str, Any]], texts: Sequence[Any], seed: int) -> str:
+        """Of the result of the last of `passes` (name -> options, in order), applied to `original`."""
+        facts = [__version__, original.spec.sha256, original.spec.task, original.spec.max_length]
+        text = json.dumps([facts, list(passes), list(texts), seed], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+    def get(self, key: str) -> ModelState | None:
+        """The state after that pass, or None; a half-written one does not count."""
+        if not (self.folder / key).is_dir():
+            return None
+        try:
+            return load_build(self.folder / key)
+        except ModelError:
+            return None
+
+    def put(self, key: str, state: ModelState) -> None:
+        shutil.rmtree(self.folder / key, ignore_errors=True)
+        save_build(state, self.folder / key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Only an interruption leaves something to take up: an error would come again.
+        if kind is None or issubclass(kind, Exception):
+            self.clear()
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""report.json: what was asked, what came out, and how it was measured. docs/report.md documents the schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from edgec_runtime.manifest import Manifest
+
+from edgec.bench.compare import BenchReport
+from edgec.budget import JUDGED_SHAPE, Verdict
+
+SCHEMA: Final = 1
+REPORT_FILE: Final = "report.json"
+COLUMNS: Final = (
+    "bundle", "MB", "p50 ms", "p90 ms", "speed-up", "cold start ms", "peak MiB", "quality", "budget",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of `compress`.
+
+    out: the folder. baseline: the manifest of the fp32 bundle. bundles: manifests by target. measured: the target
+    whose bundle was timed, None where none fits the device. data: the JSON of report.json.
+    """
+
+    out: Path
+    baseline: Manifest
+    bundles: Mapping[str, Manifest]
+    bench: BenchReport | None
+    measured: str | None
+    verdicts: Sequence[Verdict]
+    data: Mapping[str, Any]
+
+
+def make_report(
+    out: Path,
+    *,
+    recipe: Mapping[str, Any],
+    command: str,
+    device: str,
+    facts: Mapping[str, Any],
+    baseline: Manifest,
+    bundles: Mapping[str, Manifest],
+    bench: BenchReport | None,
+    measured: str | None,
+    verdicts: Sequence[Verdict],
+    fell_back: Sequence[str],
+    seconds: float,
+) -> Report:
+    """Gather a Report. command: what repeats the run. fell_back: targets that ship fp32, as on_miss says."""
+    data = {
+        "schema": SCHEMA,
+        "command": command,
+        "recipe": recipe,
+        "device": device,
+        "machine": facts,
+        "versions": baseline.versions,
+        "source": dataclasses.asdict(baseline.source),
+        "passes": [dataclasses.asdict(record) for record in baseline.passes],
+        "baseline": {"path": "baseline", **_summary(baseline)},
+        "bundles": [{"path": f"bundles/{name}", **_summary(m)} for name, m in bundles.items()],
+        "measured": measured,
+        "bench": None if bench is None else bench.data,
+        "budget": [dataclasses.asdict(verdict) for verdict in verdicts],
+        "fell_back": list(fell_back),
+        "seconds": round(seconds, 1),
+    }
+    return Report(out, baseline, bundles, bench, measured, tuple(verdicts), data)
+
+
+def write_report(folder: Path, report: Report) -> None:
+    text = json.dumps(report.data, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def rows(report: Report) -> list[tuple[str, ...]]:
+    """The table of COLUMNS: the fp32 baseline, then a row a target; times at batch 1, 128 tokens."""
+    table = [_row("fp32 baseline", report.baseline, _figures(report, 0), "-")]
+    for name, manifest in report.bundles.items():
+        figures = _figures(report, 1) if name == report.measured else None
+        table.append(_row(name, manifest, figures, _budget(report, name)))
+    return table
+
+
+def _figures(report: Report, index: int) -> Any:
+    return report.bench.bundles[index] if report.bench is not None else None
+
+
+def _row(name: str, manifest: Manifest, measured: Any, budget: str) -> tuple[str, ...]:
+    quality = manifest.quality
+    size = f"{manifest.total_bytes / 1e6:.1f}"
+    judged = "-" if quality is None else f"{quality.metric} {quality.after:.4f}"
+    if measured is None:
+        return (name, size, "-", "-", "not measured here", "-", "-", judged, budget)
+    shape = measured.shapes[JUDGED_SHAPE]
+    return (
+        name,
+        size,
+        f"{shape.p50_ms:.2f}",
+        f"{shape.p90_ms:.2f}",
+        f"{shape.ratio.median:.2f}x{' (unstable)' if shape.unstable else ''}",
+        "-" if measured.cold_start_ms is None else f"{measured.cold_start_ms:.0f}",
+        "-" if measured.peak_memory_mb is None else f"{measured.peak_memory_mb:.0f}",
+        judged,
+        budget,
+    )
+
+
+def _budget(report: Report, target: str) -> str:
+    verdicts = [verdict for verdict in report.verdicts if verdict.target == target]
+    missed = [verdict for verdict in verdicts if verdict.met is False]
+    if missed:
+        return "missed: " + ", ".join(f"{v.what} {v.value:.4g} ({v.limit:g})" for v in missed)
+    if not verdicts:
+        return "none set"
+    open_ = [verdict.what for verdict in verdicts if verdict.met is None]
+    return "met" + (f" ({', '.join(open_)} not measured)" if open_ else "")
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "target": manifest.target.name,
+        "precision": manifest.parts[0].precision,
+        "bytes": manifest.total_bytes,
+        "graph_bytes": sum(f.bytes for f in manifest.files if f.path.endswith(".onnx")),
+        "build_id": manifest.build_id,
+        "digest": manifest.digest,
+        "quality": None if manifest.quality is None else dataclasses.asdict(manifest.quality),
+        "parity": manifest.parity,
+        "golden": dataclasses.asdict(manifest.golden),
+        "schedule": manifest.execution.schedule,
+        "measured": manifest.measured,
+    }

@@ -1,0 +1,62 @@
+"""Does this machine have what a bundle's answers rely on?"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Final
+
+from .manifest import TargetInfo
+from .notices import BundleWarning, warn
+
+_ARCHITECTURES: Final = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+# What targets call a feature, and the names under which Linux lists it; any one of them will do.
+_NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "vnni": ("avx512_vnni", "avx_vnni"),
+    "avx512_vnni": ("avx512_vnni", "avx_vnni"),
+    "avx_vnni": ("avx512_vnni", "avx_vnni"),
+    "neon": ("asimd", "neon"),
+    "dotprod": ("asimddp",),
+}
+
+
+def architecture(name: str | None = None) -> str:
+    """The machine's architecture as targets spell it: x86_64, aarch64."""
+    name = (name or platform.machine()).lower()
+    return _ARCHITECTURES.get(name, name)
+
+
+def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
+    """The CPU features that Linux lists for the first CPU, None where there is no such list."""
+    try:
+        with cpuinfo.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(8192)  # one CPU's entry; a big machine's whole file takes milliseconds
+    except OSError:
+        return None
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return None
+
+
+def warn_if_unfit(target: TargetInfo, machine: str, has: frozenset[str] | None) -> None:
+    """One BundleWarning where the answers verified for the target may come out differently here.
+
+    Without VNNI, for example, an x86 CPU saturates 16-bit sums of u8 x s8 products.
+    """
+    if architecture(target.arch) != machine:
+        warn(
+            f"the bundle was made for {target.arch}, this machine is {machine}: answers may differ",
+            BundleWarning,
+        )
+        return
+    if has is None:
+        return
+    missing = [name for name in target.features if not has & set(_NAMES.get(name, (name,)))]
+    if missing:
+        warn(
+            f"this CPU lacks {', '.join(missing)}, which the answers of target {target.name} rely on: "
+            "they may differ; export for a target that fits this machine",
+            BundleWarning,
+        )

@@ -1,0 +1,115 @@
+"""From a folder to a typed object: read the manifest, verify, scan, and put the pieces together."""
+
+from __future__ import annotations
+
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import cpu, integrity
+from .errors import PartMissing
+from .graph_scan import require_known_operators, scan_file
+from .manifest import Manifest
+from .schedule import choose, default_threads
+
+if TYPE_CHECKING:
+    from .tasks.answer import Reader
+    from .tasks.classify import Classifier
+    from .tasks.embed import EmbeddingModel
+    from .tasks.mask import MaskFiller
+    from .tasks.tag import Tagger
+
+    Model = EmbeddingModel | Classifier | Tagger | Reader | MaskFiller
+
+
+def load(path: str | Path, *, threads: int | None = None, schedule: str | None = None, verify: bool = True) -> Model:
+    """Load a bundle: an EmbeddingModel, Classifier, Tagger, Reader or MaskFiller, by the manifest's task.
+
+    threads: CPU threads to use; default all that the process may use. schedule: "streams" or "batches"
+    instead of the manifest's. verify: compare every file with its sha256 (paths and graphs are checked in any
+    case). Raises a BundleError; warns (BundleWarning) where this machine is not what the target's answers
+    rely on.
+    """
+    folder = Path(path)
+    return assemble(integrity.read_manifest(folder), folder, threads=threads, schedule=schedule, verify=verify)
+
+
+def assemble(
+    manifest: Manifest,
+    folder: Path,
+    *,
+    threads: int | None = None,
+    schedule: str | None = None,
+    verify: bool = True,
+) -> Model:
+    """`load` for a manifest at hand. With verify=False only the parts and the tokenizer have to be there, so
+    that the golden vectors of a bundle in the making can be computed by the code that will replay them."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
+    if len(manifest.parts) != 1:
+        raise PartMissing(
+            f"{folder} has {len(manifest.parts)} parts; {manifest.task} runs on exactly one",
+            "export the bundle again",
+        )
+    part = manifest.parts[0]
+    cpu.warn_if_unfit(manifest.target, cpu.architecture(), cpu.features())
+
+    execution = manifest.execution
+    verification = integrity.Verification(folder, manifest) if verify else None
+    # Imported while the other thread hashes: with numpy they are most of a cold start.
+    from .engine import OnnxRuntimeEngine
+    from .runner import Runner
+    from .text import Encoder
+
+    chosen = choose(part, execution, schedule)
+    stamps = verification.result() if verification else []
+    model = integrity.locate(folder, part.file)
+    _check_graph(manifest, folder, model, part.file)
+    encoder = Encoder.from_file(integrity.locate(folder, manifest.preprocessing.tokenizer), manifest.preprocessing)
+    threads = threads or default_threads()
+    engine = OnnxRuntimeEngine(model, threads=1 if chosen == "streams" else threads, name=part.name)
+    # What was read above is what was verified, unless somebody put another file in its place in between.
+    for stamp in stamps:
+        stamp.require_unchanged()
+    engine.require_fits(part)
+    runner = Runner(
+        engine,
+        part,
+        schedule=chosen,
+        threads=threads,
+        batch_size=execution.batch_size,
+        pad_id=manifest.preprocessing.pad_id,
+    )
+    return _task(manifest.task)(manifest, encoder, runner)
+
+
+def _task(name: str) -> type[Model]:
+    """The class of a task; only that one is imported, since every module counts in a cold start."""
+    match name:
+        case "feature-extraction":
+            from .tasks.embed import EmbeddingModel as Task
+        case "text-classification":
+            from .tasks.classify import Classifier as Task  # type: ignore[assignment]
+        case "token-classification":
+            from .tasks.tag import Tagger as Task  # type: ignore[assignment]
+        case "question-answering":
+            from .tasks.answer import Reader as Task  # type: ignore[assignment]
+        case _:
+            from .tasks.mask import MaskFiller as Task  # type: ignore[assignment]
+    return Task
+
+
+def _check_graph(manifest: Manifest, folder: Path, model: Path, file: str) -> None:
+    where = str(folder / file)
+    facts = scan_file(model)
+    require_known_operators(facts, where)
+    listed = {info.path for info in manifest.files}
+    for location in sorted(facts.external_data):
+        # Locations are relative to the graph's own folder. normpath would hide a "..": locate sees the whole
+        # path.
+        relative = posixpath.join(posixpath.dirname(file), location)
+        integrity.locate(folder, relative)
+        if relative not in listed:
+            raise PartMissing(
+                f"{where} refers to {location!r}, which the manifest does not list", "export the bundle again"
+            )

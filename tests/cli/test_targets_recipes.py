@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from edgec import resources
+from edgec.cli import recipes, targets
+from edgec.errors import RecipeError, UserError
+
+BAD = """\
+edgec: 1
+model: {source: org/name}
+passes:
+  - quantize: {shceme: static}
+  - quantise
+targets: [arm46]
+"""
+
+
+def targets_command(*arguments: str) -> Result:
+    return CliRunner().invoke(targets.app, arguments)
+
+
+def recipes_command(*arguments: str) -> Result:
+    return CliRunner().invoke(recipes.app, arguments)
+
+
+def test_targets_list_names_all_and_says_what_is_verified() -> None:
+    result = targets_command("list", "--json", "-")
+    assert result.exit_code == 0
+    found = {target["name"]: target for target in json.loads(result.stdout)}
+    assert sorted(found) == sorted(resources.names("target"))
+    assert found["raspberry-pi-4"]["verified"] is False
+    assert found["raspberry-pi-4"]["emulated"] == {"qemu_cpu": "cortex-a72"}
+
+
+def test_lists_are_tables_without_json() -> None:
+    for result, kind in ((targets_command("list"), "target"), (recipes_command("list"), "recipe")):
+        assert result.exit_code == 0
+        assert all(name in result.stdout for name in resources.names(kind))  # type: ignore[arg-type]
+
+
+def test_show_prints_the_file_itself() -> None:
+    shown = targets_command("show", "arm64")
+    assert shown.stdout == (resources.targets_dir() / "arm64.yaml").read_text()
+    shown = recipes_command("show", "minilm-int8")
+    assert shown.stdout == (resources.recipes_dir() / "minilm-int8.yaml").read_text()
+
+
+def test_show_as_json_has_the_defaults_too() -> None:
+    values = json.loads(recipes_command("show", "minilm-int8", "--json", "-").stdout)
+    written = yaml.safe_load((resources.recipes_dir() / "minilm-int8.yaml").read_text())
+    assert values["passes"] == written["passes"] and values["seed"] == 0
+
+
+def test_detect_names_a_target_that_fits_this_machine(tmp_path: Path) -> None:
+    from edgec_runtime.machine import facts
+
+    from edgec.target import load_target, misfits
+
+    file = tmp_path / "detected.json"
+    result = targets_command("detect", "--json", str(file))
+    assert result.exit_code == 0
+    name = result.stdout.strip()
+    assert not misfits(load_target(name), facts())
+    found = json.loads(file.read_text())
+    assert found["target"] == name and found["device"] == "local" and found["reasons"]
+
+
+def test_detect_refuses_an_unknown_kind_of_device() -> None:
+    result = targets_command("detect", "--on", "ftp://host")
+    assert isinstance(result.exception, UserError)
+
+
+def test_check_accepts_every_shipped_recipe() -> None:
+    names = resources.names("recipe")
+    result = recipes_command("check", *names)
+    assert result.exit_code == 0, result.exception
+    assert result.stdout.splitlines() == [f"{name}: ok" for name in names]
+
+
+def test_check_reports_every_problem_of_every_file(tmp_path: Path) -> None:
+    bad, missing, report = tmp_path / "bad.yaml", tmp_path / "missing.yaml", tmp_path / "report.json"
+    bad.write_text(BAD)
+    result = recipes_command("check", str(bad), str(missing), "minilm-int8", "--json", str(report))
+    assert isinstance(result.exception, RecipeError)
+    message = result.exception.message
+    assert f"{bad}:4: passes.0.quantize.shceme: unknown key; did you mean 'scheme'?" in message
+    assert f"{bad}:5: passes.1: there is no pass 'quantise'; did you mean 'quantize'?" in message
+    assert f"{bad}:6: targets.0: there is no target named 'arm46'" in message
+    assert f"{missing} does not exist" in message
+    assert result.stdout.splitlines() == ["minilm-int8: ok"]
+    assert [len(entry["problems"]) for entry in json.loads(report.read_text())] == [1, 1, 0]
+
+
+def test_check_reads_the_target_files_of_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("edgec: 1\nmodel: {source: org/name}\ntargets: [board.yaml]\n")
+    (tmp_path / "board.yaml").write_text("edgec: 1\nname: board\narch: arm64\n")
+    result = recipes_command("check", str(recipe))
+    assert isinstance(result.exception, RecipeError)
+    assert "board.yaml:3: arch: should be x86_64 or aarch64" in result.exception.message
+
+
+@pytest.mark.parametrize("command", [targets_command, recipes_command])
+def test_a_misspelt_name_gets_the_nearest(command: object) -> None:
+    assert callable(command)
+    name = "arm6" if command is targets_command else "minilm-int"
+    result = command("show", name)
+    assert isinstance(result.exception, UserError)
+    assert "did you mean" in result.exception.hint
