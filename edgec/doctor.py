@@ -92,9 +92,7 @@ def check_python(path: list[str]) -> list[Finding]:
     edgec = _installed(path).get("edgec")
     needed = SpecifierSet((edgec and edgec.metadata["Requires-Python"]) or "")
     if not needed.contains(version, prereleases=True):
-        return [
-            Finding("python", "fault", f"{version}; edgec needs {needed}", "make a venv with such a Python")
-        ]
+        return [Finding("python", "fault", f"{version}; edgec needs {needed}", "make a venv with such a Python")]
     return [Finding("python", "ok", version)]
 
 
@@ -105,11 +103,7 @@ def check_torch(path: list[str]) -> list[Finding]:
     version = installed["torch"].version
     error = _import_error("torch", path)
     if error:
-        return [
-            Finding(
-                "torch", "fault", f"{version} cannot be imported ({error})", f"{_REINSTALL} torch=={version}"
-            )
-        ]
+        return [Finding("torch", "fault", f"{version} cannot be imported ({error})", f"{_REINSTALL} torch=={version}")]
     gpu = _gpu_build(path)
     if gpu is None:
         return [Finding("torch", "ok", f"{version}, CPU build")]
@@ -175,9 +169,7 @@ def check_emulator(path: list[str]) -> list[Finding]:
             versions = device.facts()["versions"]
     except EdgecError as error:
         return [Finding("arm64 emulator", "warn", error.message, error.hint)]
-    detail = ", ".join(
-        f"{name} {versions[name]}" for name in ("python", "onnxruntime", "numpy", "tokenizers")
-    )
+    detail = ", ".join(f"{name} {versions[name]}" for name in ("python", "onnxruntime", "numpy", "tokenizers"))
     return [Finding("arm64 emulator", "ok", detail)]
 
 
@@ -188,9 +180,7 @@ def check_versions(path: list[str]) -> list[Finding]:
     checked = 0
     for owner, needed_extra in (("edgec", ""), ("edgec-runtime", "text")):
         if owner not in installed:
-            found.append(
-                Finding("versions", "fault", f"{owner} is not installed", "run the installation again")
-            )
+            found.append(Finding("versions", "fault", f"{owner} is not installed", "run the installation again"))
             continue
         for requirement in map(Requirement, installed[owner].requires or []):
             name = canonicalize_name(requirement.name)
@@ -215,9 +205,7 @@ def check_telemetry(path: list[str]) -> list[Finding]:
     variable = "ORT_DISABLE_TELEMETRY=1"
     if traces.exists():
         detail = f"another program ran onnxruntime with telemetry on: it left {traces}"
-        return [
-            Finding("telemetry", "warn", detail, f"export {variable} in your shell's profile; rm -r {traces}")
-        ]
+        return [Finding("telemetry", "warn", detail, f"export {variable} in your shell's profile; rm -r {traces}")]
     return [Finding("telemetry", "ok", f"edgec sets {variable} itself")]
 
 
@@ -250,14 +238,8 @@ def check_cpu(path: list[str]) -> list[Finding]:
         if "i8mm" in has:
             return [Finding("cpu", "ok", f"{name}: i8mm, the fastest int8 on arm64 (target arm64-i8mm)")]
         if "asimddp" in has:
-            return [
-                Finding(
-                    "cpu", "ok", f"{name}: dot product, int8 is much faster than float (target arm64-dotprod)"
-                )
-            ]
-        return [
-            Finding("cpu", "ok", f"{name}: neither dot product nor i8mm, int8 saves memory and little time")
-        ]
+            return [Finding("cpu", "ok", f"{name}: dot product, int8 is much faster than float (target arm64-dotprod)")]
+        return [Finding("cpu", "ok", f"{name}: neither dot product nor i8mm, int8 saves memory and little time")]
     if has & {"avx512_vnni", "avx_vnni"}:
         return [Finding("cpu", "ok", f"{name}: VNNI, int8 is much faster than float (target x86_64-vnni)")]
     return [Finding("cpu", "ok", f"{name}: no VNNI, int8 saves memory and less time (target x86_64-avx2)")]

@@ -62,9 +62,7 @@ class Exporter:
         self.manifest = dataclasses.replace(
             describe(state, long_text=long_text, stride=stride), name=name, passes=state.history
         )
-        self.requests = requests_for(
-            state.spec.task, SAMPLE_TEXTS, mask_token=str(state.tokenizer.mask_token or "")
-        )
+        self.requests = requests_for(state.spec.task, SAMPLE_TEXTS, mask_token=str(state.tokenizer.mask_token or ""))
         feeds = sample_feeds(
             part,
             vocabulary=part.model.config.vocab_size,
@@ -74,9 +72,7 @@ class Exporter:
         )
         self.float_parity: Parity = float_parity(part, OnnxRuntimeEngine(self.float_graph).run, feeds)
 
-    def write(
-        self, folder: Path, target: Target, *, precision: str | None = None, force: bool = False
-    ) -> Manifest:
+    def write(self, folder: Path, target: Target, *, precision: str | None = None, force: bool = False) -> Manifest:
         """Write the bundle `folder` for `target`: int8 where the model is quantized, unless `precision` is "fp32".
 
         Raises ParityError where the int8 graph does not answer like the float one, and what write_bundle raises.

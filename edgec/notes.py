@@ -20,11 +20,7 @@ _PYTHON: Final = {
 def readme(manifest: Manifest) -> str:
     """README.md of a bundle: what it is and how to run it, from Python and from C."""
     post = manifest.postprocessing
-    call = (
-        _PYTHON[manifest.task]
-        .replace("{dimension}", str(post.dimension))
-        .replace("{mask}", post.mask_token or "")
-    )
+    call = _PYTHON[manifest.task].replace("{dimension}", str(post.dimension)).replace("{mask}", post.mask_token or "")
     pre = manifest.preprocessing
     graphs = []
     for part in manifest.parts:
@@ -33,9 +29,7 @@ def readme(manifest: Manifest) -> str:
             for tensor in tensors:
                 axes = ", ".join(map(str, tensor.shape))
                 graphs.append(f"- {kind} `{tensor.name}`: {tensor.dtype} ({axes})")
-    features = (
-        f", needs the CPU feature {', '.join(manifest.target.features)}" if manifest.target.features else ""
-    )
+    features = f", needs the CPU feature {', '.join(manifest.target.features)}" if manifest.target.features else ""
     return f"""# {manifest.name}
 
 A {manifest.task} model ({manifest.family}) for the target {manifest.target.name} ({manifest.target.arch}{features}),

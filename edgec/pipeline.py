@@ -241,9 +241,7 @@ def _quality(
             "label": data.label_column,
             "rows": data.rows,
         }
-        before, after = (
-            evaluate(path, data.path, progress=progress, **columns) for path in (baseline, folder)
-        )
+        before, after = (evaluate(path, data.path, progress=progress, **columns) for path in (baseline, folder))
     metric = data.metric or next(iter(after.metrics))
     if metric not in after.metrics:
         raise UserError(

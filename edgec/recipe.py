@@ -249,9 +249,7 @@ def check_passes(recipe: Recipe, passes: Mapping[str, type]) -> tuple[Any, ...]:
     return made
 
 
-def _build_passes(
-    configs: Sequence[PassConfig], passes: Mapping[str, type], problems: Problems
-) -> tuple[Any, ...]:
+def _build_passes(configs: Sequence[PassConfig], passes: Mapping[str, type], problems: Problems) -> tuple[Any, ...]:
     made: list[Any] = []
     for i, config in enumerate(configs):
         if config.name in passes:

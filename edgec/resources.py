@@ -44,9 +44,7 @@ def find(kind: Kind, name_or_path: str) -> Path:
         if path.is_file():
             return path
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise UserError(
-            f"the {kind} file {name_or_path} {what}", f"`edgec {kind}s list` shows those that ship"
-        )
+        raise UserError(f"the {kind} file {name_or_path} {what}", f"`edgec {kind}s list` shows those that ship")
     if name_or_path in names(kind):
         return _folder(f"{kind}s") / f"{name_or_path}.yaml"
     if Path(name_or_path).is_file():

@@ -156,14 +156,11 @@ def _value(hint: Any, node: yaml.Node, problems: Problems, key: str) -> Any:
         problems.add(node, key, f"should be {_wanted(hint)}, not {_shown(node)}")
         return INVALID
     if origin is tuple and isinstance(node, yaml.SequenceNode):
-        items = [
-            _value(arguments[0], item, problems, child_key(key, str(i))) for i, item in enumerate(node.value)
-        ]
+        items = [_value(arguments[0], item, problems, child_key(key, str(i))) for i, item in enumerate(node.value)]
         return INVALID if any(item is INVALID for item in items) else tuple(items)
     if origin in (dict, Mapping) and (members := entries(node, problems, key)) is not None:
         pairs = {
-            name: _value(arguments[1], item, problems, child_key(key, name))
-            for name, (_, item) in members.items()
+            name: _value(arguments[1], item, problems, child_key(key, name)) for name, (_, item) in members.items()
         }
         return INVALID if any(item is INVALID for item in pairs.values()) else pairs
     if dataclasses.is_dataclass(hint):

@@ -45,11 +45,14 @@ class LayerQuantization:
     """How one layer of the model is quantized.
 
     kind: "linear" (a matrix product with a constant weight) or "embedding" (a table, int8 rows with a scale a row).
-    input_range: the calibrated (low, high) of the input activations, None where the scale is dynamic.
+    input_range: the calibrated (low, high) of the input activations, None where the scale is dynamic. smoothing: one
+    factor an input channel that the activations are divided by before they are quantized and the weights multiplied
+    by; input_range is then that of the divided activations.
     """
 
     kind: str
     input_range: tuple[float, float] | None = None
+    smoothing: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

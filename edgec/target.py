@@ -154,9 +154,7 @@ def misfits(target: Target, facts: Mapping[str, Any]) -> list[str]:
         reasons.append(f"its architecture is {arch}, not {target.arch}")
     elif missing := [feature for feature in target.features if feature not in features]:
         unknown = facts.get("features") is None
-        reasons.append(
-            "its CPU features are not known" if unknown else f"its CPU has no {', '.join(missing)}"
-        )
+        reasons.append("its CPU features are not known" if unknown else f"its CPU has no {', '.join(missing)}")
     if target.os and _os(facts) != target.os:
         reasons.append(f"it does not run {target.os}")
     if target.board and not board.startswith(target.board):

@@ -77,9 +77,7 @@ def read(path: Path, hint: str) -> yaml.Node:
     return node
 
 
-def entries(
-    node: yaml.Node, problems: Problems, key: str
-) -> dict[str, tuple[yaml.ScalarNode, yaml.Node]] | None:
+def entries(node: yaml.Node, problems: Problems, key: str) -> dict[str, tuple[yaml.ScalarNode, yaml.Node]] | None:
     """Key name -> (key node, value node) of a mapping; empty for a null, None for anything else.
 
     Keys that are no texts, and keys that come twice, are noted as problems.

@@ -81,9 +81,7 @@ def run_process(
     has gone; `feed` writes to that pipe and closes it. Whatever interrupts the wait ends the command too.
     Raises subprocess.TimeoutExpired, and OSError where the command cannot be started.
     """
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
-    )
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     assert process.stdin and process.stdout and process.stderr
     texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
 

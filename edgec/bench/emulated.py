@@ -165,8 +165,6 @@ def _features(qemu: str, root: Path, cpu: str) -> tuple[str, ...]:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()
-        raise UserError(
-            f"qemu-aarch64 refuses the CPU {cpu!r}: {said}", "qemu-aarch64 -cpu help lists the CPUs"
-        )
+        raise UserError(f"qemu-aarch64 refuses the CPU {cpu!r}: {said}", "qemu-aarch64 -cpu help lists the CPUs")
     values = dict(struct.iter_unpack("<QQ", done.stdout))
     return cpu_files.features(values[_AT_HWCAP], values.get(_AT_HWCAP2, 0))

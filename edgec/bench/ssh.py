@@ -47,9 +47,7 @@ class SshDevice:
     def __init__(self, url: str) -> None:
         match = _URL.fullmatch(url)
         if not match:
-            raise UserError(
-                f"not an ssh device: {url!r}", "write it as ssh://user@host or ssh://user@host:port"
-            )
+            raise UserError(f"not an ssh device: {url!r}", "write it as ssh://user@host or ssh://user@host:port")
         self.name = url
         self._host = match["host"].strip("[]")
         self._login = [

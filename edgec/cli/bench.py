@@ -9,12 +9,8 @@ import typer
 
 
 def bench(
-    bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="The others are compared with the first.")
-    ],
-    on: Annotated[
-        str, typer.Option("--on", metavar="DEVICE", help="local or ssh://user@host[:port].")
-    ] = "local",
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="The others are compared with the first.")],
+    on: Annotated[str, typer.Option("--on", metavar="DEVICE", help="local or ssh://user@host[:port].")] = "local",
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON; - is stdout.")
     ] = None,
@@ -24,14 +20,10 @@ def bench(
     batch: Annotated[str, typer.Option(metavar="N,N", help="Rows at a time.")] = "1",
     threads: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="CPU threads. [default: 1 from ids to output, all CPUs from texts to answers]"
-        ),
+        typer.Option(min=1, help="CPU threads. [default: 1 from ids to output, all CPUs from texts to answers]"),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the bundles take turns.")] = 20,
-    cold_start: Annotated[
-        bool, typer.Option(help="Time fresh processes up to their first answer, too.")
-    ] = True,
+    cold_start: Annotated[bool, typer.Option(help="Time fresh processes up to their first answer, too.")] = True,
 ) -> None:
     """Measure bundles side by side on a device: times, throughput, load, cold start, memory.
 
@@ -53,9 +45,7 @@ def bench(
             on_line=console.info,
         )
     if str(json) != "-":
-        console.table(
-            f"edgec bench on {on}", list(compare.COLUMNS), [list(row) for row in compare.rows(report)]
-        )
+        console.table(f"edgec bench on {on}", list(compare.COLUMNS), [list(row) for row in compare.rows(report)])
         console.table("", list(compare.FACTS), [list(row) for row in compare.fact_rows(report)])
     if json is not None:
         console.write_json(json, dict(report.data))

@@ -9,25 +9,19 @@ import typer
 
 
 def compress(
-    recipe: Annotated[
-        str, typer.Option("--recipe", metavar="FILE|NAME", help="A recipe file, or a shipped recipe.")
-    ],
+    recipe: Annotated[str, typer.Option("--recipe", metavar="FILE|NAME", help="A recipe file, or a shipped recipe.")],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where to write. [default: build/RECIPE]")
     ] = None,
     on: Annotated[
         str,
-        typer.Option(
-            "--on", metavar="DEVICE", help="The device that measures: local or ssh://user@host[:port]."
-        ),
+        typer.Option("--on", metavar="DEVICE", help="The device that measures: local or ssh://user@host[:port]."),
     ] = "local",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. passes.0.scheme=dynamic."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Take up the passes of an interrupted run.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Take up the passes of an interrupted run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DIR, once the new one is whole.")] = False,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report there too; - is stdout.")

@@ -14,9 +14,7 @@ def doctor(
     ] = False,
     install_emulator: Annotated[
         bool,
-        typer.Option(
-            "--install-emulator", help="Download the arm64 system that --on qemu://CPU runs bundles in."
-        ),
+        typer.Option("--install-emulator", help="Download the arm64 system that --on qemu://CPU runs bundles in."),
     ] = False,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the findings as JSON; - is stdout.")

@@ -11,15 +11,11 @@ import typer
 def export(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL|BUILD", help="A folder, hub id, pkg://package/path, or a compress output."
-        ),
+        typer.Argument(metavar="MODEL|BUILD", help="A folder, hub id, pkg://package/path, or a compress output."),
     ],
     target: Annotated[
         str,
-        typer.Option(
-            "--target", metavar="NAME|FILE", help="See `edgec targets list` and `edgec targets detect`."
-        ),
+        typer.Option("--target", metavar="NAME|FILE", help="See `edgec targets list` and `edgec targets detect`."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="BUNDLE", help="Where to write. [default: MODEL-TARGET]")
@@ -31,9 +27,7 @@ def export(
     max_length: Annotated[
         int | None, typer.Option(min=8, help="Most tokens of a text. [default: the model's own limit]")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace BUNDLE, once the new one is whole.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE, once the new one is whole.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,

@@ -90,9 +90,7 @@ def invoke(args: list[str]) -> int:
     except OSError as error:
         _traceback_if_wanted()
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(
-            f"{where}{error.strerror or error}", "check the path, its permissions and the free space", 3
-        )
+        return _fail(f"{where}{error.strerror or error}", "check the path, its permissions and the free space", 3)
     except Exception as error:
         # Typer's own usage errors: it vendors click, so they are recognised by what they can do.
         if not hasattr(error, "format_message"):

@@ -9,9 +9,7 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, help="The recipes that ship, and a check for your own.")
 
-Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the recipes as JSON; - is stdout.")
-]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the recipes as JSON; - is stdout.")]
 
 
 @app.command("list")

@@ -9,9 +9,7 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, help="The machine classes that bundles are made for.")
 
-Json = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON; - is stdout.")
-]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON; - is stdout.")]
 
 
 @app.command("list")

@@ -27,9 +27,7 @@ class SumBeforeLayerNorm(RewriteRuleClassBase):
 
     def rewrite(self, op, a, b, scale, shift, normed, **_):  # type: ignore[no-untyped-def]
         attributes = normed.producer().attributes
-        return op.LayerNormalization(
-            op.Sum(a, b), scale, shift, **{k: v.value for k, v in attributes.items()}
-        )
+        return op.LayerNormalization(op.Sum(a, b), scale, shift, **{k: v.value for k, v in attributes.items()})
 
 
 def prepare_float(model: ir.Model) -> ir.Model:

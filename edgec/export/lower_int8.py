@@ -35,6 +35,7 @@ class _Lowering:
     layers: Mapping[str, LayerQuantization]
     reduce_range: bool
     done: set[str] = field(default_factory=set)
+    constants: dict[bytes, ir.Value] = field(default_factory=dict)
 
     def layer_of(self, node: ir.Node, kind: str) -> LayerQuantization | None:
         path = node.metadata_props.get(MODULE_KEY, "")
@@ -42,27 +43,34 @@ class _Lowering:
         layer = None if path in self.done else self.layers.get(path)
         return layer if layer is not None and layer.kind == kind else None
 
-    def linear(
-        self, op: Any, node: ir.Node, x: ir.Value, weight: np.ndarray, bias: ir.Value | None
-    ) -> ir.Value:
+    def shared(self, op: Any, value: np.ndarray, name: str) -> ir.Value:
+        """One initializer for equal constants: layers that read the same tensor then quantize it once."""
+        key = value.dtype.str.encode() + value.tobytes()
+        if key not in self.constants:
+            self.constants[key] = op.initializer(ir.tensor(value), name)
+        return self.constants[key]
+
+    def linear(self, op: Any, node: ir.Node, x: ir.Value, weight: np.ndarray, bias: ir.Value | None) -> ir.Value:
         """The int8 form of x (.., inputs) @ weight (inputs, channels) + bias (channels,)."""
         path = node.metadata_props[MODULE_KEY]
+        layer = self.layers[path]
+        if layer.smoothing is not None:
+            factors = np.array(layer.smoothing, np.float32)
+            weight = weight * factors[:, None]
+            x = op.Mul(x, self.shared(op, 1 / factors, f"{path}.input_smoothing"))
         quantized, scale = quantize_per_channel(weight, reduce_range=self.reduce_range)
         weights = op.initializer(ir.tensor(quantized), f"{path}.weight_int8")
         scales = op.initializer(ir.tensor(scale), f"{path}.weight_scale")
         if self.scheme == "dynamic":
             activations, x_scale, x_zero = op.DynamicQuantizeLinear(x, _outputs=3)
         else:
-            input_range = self.layers[path].input_range
-            assert input_range is not None, f"{path} has no calibrated range"
-            step, zero = activation_scale(*input_range)
-            x_scale = op.initializer(ir.tensor(np.array(step)), f"{path}.input_scale")
-            x_zero = op.initializer(ir.tensor(np.array(zero)), f"{path}.input_zero_point")
+            assert layer.input_range is not None, f"{path} has no calibrated range"
+            step, zero = activation_scale(*layer.input_range)
+            x_scale = self.shared(op, np.array(step), f"{path}.input_scale")
+            x_zero = self.shared(op, np.array(zero), f"{path}.input_zero_point")
             activations = op.QuantizeLinear(x, x_scale, x_zero)
         self.done.add(path)
-        return op.MatMulIntegerToFloat(
-            activations, weights, x_scale, scales, x_zero, None, bias, _domain=CONTRIB
-        )
+        return op.MatMulIntegerToFloat(activations, weights, x_scale, scales, x_zero, None, bias, _domain=CONTRIB)
 
 
 class _Rule(RewriteRuleClassBase):
@@ -148,9 +156,7 @@ class EmbeddingTable(_Rule):
         return op.Mul(looked_up, op.Gather(scales, ids, axis=0))
 
 
-def lower_int8(
-    model: ir.Model, scheme: str, layers: Mapping[str, LayerQuantization], target: Target
-) -> ir.Model:
+def lower_int8(model: ir.Model, scheme: str, layers: Mapping[str, LayerQuantization], target: Target) -> ir.Model:
     """Lower a copy of the traced float `model`.
 
     layers: by module path (of this part). Raises PassError if a layer that was decided to run in int8 has no place
@@ -161,9 +167,7 @@ def lower_int8(
     model.graph.opset_imports[CONTRIB] = 1
     # A matrix product is visited before the bias that follows it, so the larger pattern needs a sweep of its own.
     RewriteRuleSet([MatMulWithBias.rule(lowering)], commute=True).apply_to_model(model)
-    RewriteRuleSet([rule.rule(lowering) for rule in (MatMulAlone, GemmLayer, EmbeddingTable)]).apply_to_model(
-        model
-    )
+    RewriteRuleSet([rule.rule(lowering) for rule in (MatMulAlone, GemmLayer, EmbeddingTable)]).apply_to_model(model)
     RewriteRuleSet([SumBeforeLayerNorm.rule()]).apply_to_model(model)
     missing = sorted(set(layers) - lowering.done)
     if missing:

@@ -74,9 +74,7 @@ def float_parity(
         for name, value in zip(part.output_names, values, strict=True):
             expected, got = value.numpy(), actual[name]
             if expected.shape != got.shape:
-                raise ParityError(
-                    f"output {name!r} has shape {got.shape} in the graph, {expected.shape} in torch"
-                )
+                raise ParityError(f"output {name!r} has shape {got.shape} in the graph, {expected.shape} in torch")
             if 1 in part.output_axes[name]:
                 expected, got = expected[kept], got[kept]
             pairs.append((name, expected, got))

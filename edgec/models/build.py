@@ -114,9 +114,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{where} is of build format {version}; this edgec reads up to {FORMAT_VERSION}", "update edgec"
         )
-    if where.read_text(encoding="utf-8") != _canonical(contents) or contents.get("digest") != _digest(
-        contents
-    ):
+    if where.read_text(encoding="utf-8") != _canonical(contents) or contents.get("digest") != _digest(contents):
         raise ModelError(f"{where} was changed after it was written (its digest does not fit)", _AGAIN)
     for name, expected in contents["files"].items():
         if not (folder / name).is_file():
@@ -132,7 +130,12 @@ def _quantization(data: dict[str, Any] | None) -> Quantization | None:
     layers = {}
     for path, layer in data["layers"].items():
         bounds = layer["input_range"]
-        layers[path] = LayerQuantization(layer["kind"], None if bounds is None else (bounds[0], bounds[1]))
+        factors = layer["smoothing"]
+        layers[path] = LayerQuantization(
+            layer["kind"],
+            None if bounds is None else (bounds[0], bounds[1]),
+            None if factors is None else tuple(factors),
+        )
     return Quantization(data["scheme"], layers)
 
 

@@ -75,9 +75,7 @@ def labels(config: Any, task: str, source: str) -> tuple[str, ...] | None:
         return None
     named = {int(i): str(label) for i, label in config.id2label.items()}
     if sorted(named) != list(range(len(named))):
-        raise ModelError(
-            f"{source}: id2label of config.json skips an id", "number the labels from 0 without gaps"
-        )
+        raise ModelError(f"{source}: id2label of config.json skips an id", "number the labels from 0 without gaps")
     return tuple(named[i] for i in range(len(named)))
 
 

@@ -16,18 +16,14 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ModelError(
-            f"{path} cannot be read: {error}", "the file was changed or cut short: get it again"
-        ) from None
+        raise ModelError(f"{path} cannot be read: {error}", "the file was changed or cut short: get it again") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The same, where the file holds one JSON object."""
     data = read_json(path)
     if not isinstance(data, dict):
-        raise ModelError(
-            f"{path} should hold a JSON object", "the file was changed or cut short: get it again"
-        )
+        raise ModelError(f"{path} should hold a JSON object", "the file was changed or cut short: get it again")
     return data
 
 

@@ -72,13 +72,9 @@ def read(folder: Path) -> SentenceTransformer:
     kinds = [kind for kind, _ in modules]
     for kind in kinds:
         if kind not in ("Transformer", "Pooling", "Normalize"):
-            raise ModelError(
-                f"{folder}: the sentence-transformers module {kind} is not supported", _SUPPORTED
-            )
+            raise ModelError(f"{folder}: the sentence-transformers module {kind} is not supported", _SUPPORTED)
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise ModelError(
-            f"{folder}: the modules {', '.join(kinds)} are not supported in this order", _SUPPORTED
-        )
+        raise ModelError(f"{folder}: the modules {', '.join(kinds)} are not supported in this order", _SUPPORTED)
     if len(modules) == 3:
         _check_normalize(modules[2][1])
     max_seq_length, do_lower_case = _transformer(modules[0][1])
@@ -108,17 +104,11 @@ def _transformer(folder: Path) -> tuple[int | None, bool]:
         raise ModelError(f"{where}: transformer_task is not feature-extraction", _SUPPORTED)
     modalities = settings.pop("modality_config", {"text": _TEXT})
     if not isinstance(modalities, dict) or modalities.get("text", _TEXT) != _TEXT:
-        raise ModelError(
-            f"{where}: modality_config reads something else than the last hidden state", _SUPPORTED
-        )
+        raise ModelError(f"{where}: modality_config reads something else than the last hidden state", _SUPPORTED)
     for key, value in settings.items():
         if key in _HARMLESS or not value:
             continue
-        if (
-            isinstance(value, dict)
-            and key.endswith(("_args", "_kwargs"))
-            and set(value) <= set(_HARMLESS_ARGUMENTS)
-        ):
+        if isinstance(value, dict) and key.endswith(("_args", "_kwargs")) and set(value) <= set(_HARMLESS_ARGUMENTS):
             continue
         raise ModelError(f"{where}: the setting {key!r} is not supported", _SUPPORTED)
     return length, lower

@@ -38,9 +38,7 @@ def locate(source: str, *, revision: str | None = None, trust_remote_code: bool 
     elif _HUB_ID.fullmatch(source) and ".." not in source:
         return _from_hub(source, revision, trust_remote_code)
     else:
-        raise ModelError(
-            f"there is no folder {source}", "give a model folder, a hub id or pkg://package/path"
-        )
+        raise ModelError(f"there is no folder {source}", "give a model folder, a hub id or pkg://package/path")
     if revision is not None:
         raise ModelError(
             f"revision {revision!r} was given, but {source} is not a hub id",
@@ -51,9 +49,7 @@ def locate(source: str, *, revision: str | None = None, trust_remote_code: bool 
 
 def _folder(folder: Path) -> Location:
     if not folder.is_dir():
-        raise ModelError(
-            f"{folder} is a file, not a model folder", f"give the folder that holds it: {folder.parent}"
-        )
+        raise ModelError(f"{folder} is a file, not a model folder", f"give the folder that holds it: {folder.parent}")
     if (folder / "manifest.json").is_file() and not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} is a bundle, which holds graphs and no torch model",
@@ -67,9 +63,7 @@ def _folder(folder: Path) -> Location:
 def _in_package(source: str) -> Location:
     package, _, inside = source.removeprefix(PACKAGE_PREFIX).partition("/")
     if not package.isidentifier():
-        raise ModelError(
-            f"{source} names no package", "write pkg://package/path, such as pkg://my_models/small"
-        )
+        raise ModelError(f"{source} names no package", "write pkg://package/path, such as pkg://my_models/small")
     if ".." in PurePosixPath(inside).parts:
         raise ModelError(f"{source} leaves its package", "write the path inside the package, without ..")
     # For a top-level name this finds the package without running any of its code.
@@ -82,9 +76,7 @@ def _in_package(source: str) -> Location:
     for root in spec.submodule_search_locations or ():
         if (folder := Path(root) / inside).is_dir():
             return Location(folder, package.replace("_", "-"))
-    raise ModelError(
-        f"the package {package} has no folder {inside or '.'}", "see what `pip show -f` lists for it"
-    )
+    raise ModelError(f"the package {package} has no folder {inside or '.'}", "see what `pip show -f` lists for it")
 
 
 def _from_hub(source: str, revision: str | None, trust_remote_code: bool) -> Location:

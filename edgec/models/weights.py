@@ -44,9 +44,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             files: tuple[Path, ...] = (folder / name,)
         elif index.is_file():
             shards = read_object(index).get("weight_map")
-            if not isinstance(shards, dict) or not all(
-                Path(str(shard)).name == shard for shard in shards.values()
-            ):
+            if not isinstance(shards, dict) or not all(Path(str(shard)).name == shard for shard in shards.values()):
                 raise ModelError(f"{index} names no files of this folder", "get the file again")
             files = tuple(folder / shard for shard in sorted(set(shards.values())))
         else:
@@ -67,9 +65,7 @@ def _check_present(file: Path) -> None:
         raise ModelError(f"the weight file {file} is missing", "download the whole model")
     with file.open("rb") as stream:
         if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise ModelError(
-                f"{file} is a Git LFS pointer, not the weights", "run `git lfs pull` in its folder"
-            )
+            raise ModelError(f"{file} is a Git LFS pointer, not the weights", "run `git lfs pull` in its folder")
 
 
 def sha256(files: tuple[Path, ...]) -> str:
@@ -132,22 +128,17 @@ def load_weights(folder: Path, config: Any, task: str, *, trust_remote_code: boo
             "it was cut short, or holds more than plain tensors: get it again, best as model.safetensors",
         ) from error
     if task == "feature-extraction" and getattr(model, "pooler", None) is not None:
-        model.pooler = (
-            None  # its output is in no embedding; a graph or a calibration without it is the smaller
-        )
+        model.pooler = None  # its output is in no embedding; a graph or a calibration without it is the smaller
     _check_complete(folder, task, info, set(model.state_dict()))
     return model.eval()
 
 
 def _check_complete(folder: Path, task: str, info: dict[str, Any], needed: set[str]) -> None:
     shapes = [
-        f"{name} is {tuple(found)}, not {tuple(wanted)}"
-        for name, found, wanted in sorted(info["mismatched_keys"])
+        f"{name} is {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in sorted(info["mismatched_keys"])
     ]
     if shapes:
-        raise ModelError(
-            f"{folder}: the weights do not fit config.json: {'; '.join(shapes[:5])}", "get both again"
-        )
+        raise ModelError(f"{folder}: the weights do not fit config.json: {'; '.join(shapes[:5])}", "get both again")
     missing = sorted(set(info["missing_keys"]) & needed)
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

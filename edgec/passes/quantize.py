@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from edgec_runtime.notices import TruncationWarning
 from torch import nn
@@ -38,7 +40,9 @@ class Quantize:
     texts (after Jacob et al. 2018, section 3), so an answer never depends on batch-mates; "dynamic", a scale a tensor
     taken from the input itself: no calibration, but only texts that run alone get the same answer every time.
     embeddings: the token embedding table too, int8 rows with a scale a row. skip: patterns (fnmatch) of module paths
-    that stay in float.
+    that stay in float. smooth: patterns of the layers whose inputs are divided by a factor a channel, which the weights
+    take over (SmoothQuant, Xiao et al. 2023, equation 4), so that a few outlier channels do not stretch the range of
+    all; static only. smooth_alpha: how much of the difficulty moves from activations to weights, 0 to 1.
     """
 
     name: ClassVar[str] = "quantize"
@@ -46,6 +50,14 @@ class Quantize:
     scheme: Literal["static", "dynamic"] = "static"
     embeddings: bool = True
     skip: tuple[str, ...] = ()
+    smooth: tuple[str, ...] = ()
+    smooth_alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.smooth and self.scheme != "static":
+            raise ValueError("smooth needs calibrated ranges: scheme: static")
+        if not 0 <= self.smooth_alpha <= 1:
+            raise ValueError(f"smooth_alpha should be between 0 and 1, not {self.smooth_alpha}")
 
     def requires(self, state: ModelState) -> None:
         if state.quantization is not None:
@@ -62,7 +74,7 @@ class Quantize:
             )
         # Without texts one dummy row tells which layers take part in the task.
         texts = ctx.texts if self.scheme == "static" else ("calibration",)
-        ranges = _observe(state, texts, ctx)
+        observed = _observe(state, texts, ctx)
         layers: dict[str, LayerQuantization] = {}
         left_alone: dict[str, str] = {}
         for part_name, part in state.parts.items():
@@ -70,22 +82,25 @@ class Quantize:
                 key = f"{part_name}:{path}"
                 if not isinstance(module, nn.Linear | nn.Embedding):
                     continue
-                reason = self._keep_in_float(path, module, key in ranges, state)
+                reason = self._keep_in_float(path, module, key in observed, state)
                 if reason:
                     left_alone[key] = reason
                 elif isinstance(module, nn.Embedding):
                     layers[key] = LayerQuantization("embedding")
+                elif self.scheme == "dynamic":
+                    layers[key] = LayerQuantization("linear")
                 else:
-                    layers[key] = LayerQuantization(
-                        "linear", ranges[key] if self.scheme == "static" else None
-                    )
+                    layers[key] = LayerQuantization("linear", observed[key].range())
+        smoothed = self._smooth(state, layers, observed)
         report = {
             "scheme": self.scheme,
             "quantized": len(layers),
+            "smoothed": len(smoothed),
             "calibration_texts": len(ctx.texts) if self.scheme == "static" else 0,
             "left_alone": left_alone,
         }
-        return PassResult(dataclasses.replace(state, quantization=Quantization(self.scheme, layers)), report)
+        quantization = Quantization(self.scheme, {**layers, **smoothed})
+        return PassResult(dataclasses.replace(state, quantization=quantization), report)
 
     def ensures(self, before: ModelState, after: ModelState) -> None:
         quantization = after.quantization
@@ -100,6 +115,33 @@ class Quantize:
                     f"the inputs of {path} span [{low}, {high}], which is no range",
                     "the model gives infinite or undefined values on the calibration texts: check its weights",
                 )
+
+    def _smooth(
+        self, state: ModelState, layers: dict[str, LayerQuantization], observed: dict[str, _Inputs]
+    ) -> dict[str, LayerQuantization]:
+        """The layers that match `smooth`, with their factors. Layers that read the same tensor share them."""
+        chosen = [
+            key
+            for key, layer in layers.items()
+            if layer.kind == "linear" and any(fnmatch.fnmatch(key.partition(":")[2], p) for p in self.smooth)
+        ]
+        if self.smooth and not chosen:
+            raise UserError(
+                f"no quantized layer matches smooth: {', '.join(self.smooth)}",
+                f"module paths look like {next(iter(layers)).partition(':')[2]}",
+            )
+        groups: dict[bytes, list[str]] = {}
+        for key in chosen:
+            # Layers whose inputs had the same extremes in every channel on all texts read the same tensor.
+            groups.setdefault(observed[key].low.tobytes() + observed[key].high.tobytes(), []).append(key)
+        smoothed: dict[str, LayerQuantization] = {}
+        for keys in groups.values():
+            weights = [_module(state, key).weight.detach().abs().amax(dim=0).numpy() for key in keys]
+            inputs = observed[keys[0]]
+            factors = smoothing_factors(inputs.magnitude(), np.max(weights, axis=0), self.smooth_alpha)
+            for key in keys:
+                smoothed[key] = LayerQuantization("linear", inputs.range(factors), tuple(map(float, factors)))
+        return smoothed
 
     def _keep_in_float(self, path: str, module: nn.Module, used: bool, state: ModelState) -> str | None:
         """Why a layer is left alone, or None."""
@@ -119,30 +161,63 @@ class Quantize:
         return None
 
 
-def _observe(state: ModelState, texts: Sequence[Any], ctx: PassContext) -> dict[str, tuple[float, float]]:
-    """Smallest and largest input of every linear layer (and (0, 0) for every embedding) that the task runs through.
+def smoothing_factors(
+    activations: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], alpha: float
+) -> npt.NDArray[np.float32]:
+    """SmoothQuant's factor of each input channel: max|x|^alpha / max|w|^(1 - alpha) (Xiao et al. 2023, equation 4).
+
+    activations, weights: the largest magnitude of each input channel, (channels,). A channel that is always zero in
+    either gets 1.
+    """
+    live = (activations > 0) & (weights > 0)
+    x, w = np.where(live, activations, 1), np.where(live, weights, 1)
+    return np.where(live, x**alpha / w ** (1 - alpha), 1).astype(np.float32)
+
+
+@dataclass
+class _Inputs:
+    """The smallest and largest value of each input channel of a layer, (channels,); empty for an embedding."""
+
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
+
+    def magnitude(self) -> npt.NDArray[np.float32]:
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    def range(self, factors: npt.NDArray[np.float32] | float = 1.0) -> tuple[float, float]:
+        """Of all channels together, each divided by its (positive) factor. NaN where one was seen."""
+        return float(np.min(self.low / factors)), float(np.max(self.high / factors))
+
+
+def _module(state: ModelState, key: str) -> Any:
+    part, _, path = key.partition(":")
+    return state.parts[part].get_submodule(path)
+
+
+def _observe(state: ModelState, texts: Sequence[Any], ctx: PassContext) -> dict[str, _Inputs]:
+    """What every linear layer and embedding that the task runs through was given.
 
     Texts run one by one, so that no padding is observed.
     """
-    ranges: dict[str, tuple[float, float]] = {}
+    observed: dict[str, _Inputs] = {}
     requests = requests_for(state.spec.task, texts, mask_token=str(state.tokenizer.mask_token))
-    with _hooks(state, ranges), torch_model(state, schedule="streams") as model, warnings.catch_warnings():
+    with _hooks(state, observed), torch_model(state, schedule="streams") as model, warnings.catch_warnings():
         # Texts beyond the model's length are cut as the runtime will cut them.
         warnings.simplefilter("ignore", TruncationWarning)
         step = ctx.progress("calibrate", len(requests))
         for done, request in enumerate(requests, start=1):
             model.raw([request])
             step(done)
-    return ranges
+    return observed
 
 
 @contextmanager
-def _hooks(state: ModelState, ranges: dict[str, tuple[float, float]]) -> Iterator[None]:
+def _hooks(state: ModelState, observed: dict[str, _Inputs]) -> Iterator[None]:
     handles = []
     for part_name, part in state.parts.items():
         for path, module in part.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                handles.append(module.register_forward_pre_hook(_observer(f"{part_name}:{path}", ranges)))
+                handles.append(module.register_forward_pre_hook(_observer(f"{part_name}:{path}", observed)))
     try:
         yield
     finally:
@@ -150,14 +225,18 @@ def _hooks(state: ModelState, ranges: dict[str, tuple[float, float]]) -> Iterato
             handle.remove()
 
 
-def _observer(key: str, ranges: dict[str, tuple[float, float]]) -> Any:
+def _observer(key: str, observed: dict[str, _Inputs]) -> Any:
     def observe(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if isinstance(module, nn.Embedding):
-            ranges[key] = (0.0, 0.0)
+            observed[key] = _Inputs(np.zeros(0, np.float32), np.zeros(0, np.float32))
             return
-        low, high = (float(value) for value in torch.aminmax(inputs[0]))
-        before = ranges.get(key, (low, high))
-        # A NaN must survive, so that `ensures` sees it: min() and max() of Python would drop it.
-        ranges[key] = (low, high) if math.isnan(low) else (min(before[0], low), max(before[1], high))
+        rows = inputs[0].reshape(-1, inputs[0].shape[-1])
+        low, high = (values.numpy() for values in torch.aminmax(rows, dim=0))
+        before = observed.get(key)
+        # numpy's minimum and maximum keep a NaN, so that `ensures` sees it.
+        observed[key] = _Inputs(
+            low if before is None else np.minimum(before.low, low),
+            high if before is None else np.maximum(before.high, high),
+        )
 
     return observe

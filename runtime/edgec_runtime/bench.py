@@ -33,18 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=_sizes, default=_DEFAULT_TOKENS, metavar="N,N", help="tokens a row (16,64,128)"
     )
     parser.add_argument("--batch", type=_sizes, default=(1,), metavar="N,N", help="rows at a time (1)")
-    parser.add_argument(
-        "--threads", type=_size, metavar="N", help="1 for ids to output, all CPUs for texts to answers"
-    )
-    parser.add_argument(
-        "--rounds", type=_size, default=20, metavar="N", help="how often the bundles take turns (20)"
-    )
-    parser.add_argument(
-        "--text-file", type=Path, metavar="FILE", help="texts for the end-to-end figures, one a line"
-    )
-    parser.add_argument(
-        "--cold-start", action="store_true", help="time fresh processes up to their first answer"
-    )
+    parser.add_argument("--threads", type=_size, metavar="N", help="1 for ids to output, all CPUs for texts to answers")
+    parser.add_argument("--rounds", type=_size, default=20, metavar="N", help="how often the bundles take turns (20)")
+    parser.add_argument("--text-file", type=Path, metavar="FILE", help="texts for the end-to-end figures, one a line")
+    parser.add_argument("--cold-start", action="store_true", help="time fresh processes up to their first answer")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - is stdout")
 
 
@@ -96,11 +88,7 @@ def bench(
     shape_threads, text_threads = threads or 1, threads or machine.usable_cpus()
     contenders = [measure.Contender.open(path, shape_threads, warnings) for path in bundles]
     lengths = _lengths(tokens, contenders, warnings)
-    shapes = [
-        measure.shape(contenders, rows, length, rounds, tell, warnings)
-        for rows in batch
-        for length in lengths
-    ]
+    shapes = [measure.shape(contenders, rows, length, rounds, tell, warnings) for rows in batch for length in lengths]
     schedules = measure.schedules(contenders, texts, text_threads, rounds, tell, warnings)
     fresh, imports_ms = measure.fresh_processes(contenders, shape_threads, rounds, cold_start, tell, warnings)
     return {
@@ -158,9 +146,7 @@ def plain_table(report: dict[str, Any]) -> str:
     """The report for a person to read."""
     titles = [f"{one['name']} {one['precision']} {one['target']}" for one in report["bundles"]]
     width = max(len(title) for title in titles) + 2
-    lines = [
-        f"{'':<{width}}{'':>12}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'texts/s':>10}{'speed-up':>10}"
-    ]
+    lines = [f"{'':<{width}}{'':>12}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'texts/s':>10}{'speed-up':>10}"]
     for title, one in zip(titles, report["bundles"], strict=True):
         for shape in one["shapes"]:
             size = f"{shape['batch']} x {shape['tokens']}"
@@ -183,9 +169,7 @@ def _row(what: str, found: dict[str, Any]) -> str:
     return f"{what:>12}{times}{found['texts_per_s']:>10.1f}{found['ratio']['median']:>10.2f}{unstable}"
 
 
-def _lengths(
-    tokens: Sequence[int], contenders: Sequence[measure.Contender], warnings: list[str]
-) -> list[int]:
+def _lengths(tokens: Sequence[int], contenders: Sequence[measure.Contender], warnings: list[str]) -> list[int]:
     """The lengths asked for, none beyond what every bundle takes."""
     shortest = min(contenders, key=lambda one: one.manifest.preprocessing.max_length)
     most = shortest.manifest.preprocessing.max_length
@@ -197,9 +181,7 @@ def _lengths(
 def _state_of(facts: dict[str, Any]) -> list[str]:
     warnings = []
     if facts["load"] and facts["load"][0] > _BUSY * facts["usable"]:
-        warnings.append(
-            f"the machine was busy before the run: load {facts['load'][0]} on {facts['usable']} CPUs"
-        )
+        warnings.append(f"the machine was busy before the run: load {facts['load'][0]} on {facts['usable']} CPUs")
     if facts["governor"] not in (None, "performance"):
         warnings.append(f"the CPU's governor is {facts['governor']}: its clock changes with the load")
     return warnings
@@ -209,9 +191,7 @@ def _texts(path: Path) -> list[str]:
     try:
         found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskMismatch(
-            f"{path} cannot be read: {error}", "give a UTF-8 file with a text a line"
-        ) from None
+        raise TaskMismatch(f"{path} cannot be read: {error}", "give a UTF-8 file with a text a line") from None
     if not found:
         raise TaskMismatch(f"{path} holds no text", "give a UTF-8 file with a text a line")
     return found

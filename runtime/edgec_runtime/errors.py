@@ -1,18 +1,18 @@
 """Everything the runtime raises on purpose.
 
-    BundleError(Exception)        cause and remedy; `exit_code` is what the command line ends with
-    ├── BundleNotFound            no folder, or no manifest.json in it
-    ├── ManifestInvalid           manifest.json is not what the format says
-    ├── FormatTooNew              written by a later format than this runtime reads
-    ├── FileDamaged               a file's size or sha256 is not the manifest's
-    ├── PartMissing               a file or a part that the manifest names is absent
-    ├── UnsafePath                a path in the manifest or in a graph leaves the bundle's folder
-    ├── OperatorRefused           a graph asks for an operator that stock onnxruntime does not bring
-    ├── EngineFailed              onnxruntime could not load or run a part
-    ├── ExtraMissing              an optional package is needed (names the pip install)
-    ├── TaskMismatch              the bundle was made for another task
-    ├── TextInvalid               the text cannot be encoded (a lone surrogate), or the input has the wrong shape
-    └── CheckFailed               the golden vectors were not reproduced
+BundleError(Exception)        cause and remedy; `exit_code` is what the command line ends with
+├── BundleNotFound            no folder, or no manifest.json in it
+├── ManifestInvalid           manifest.json is not what the format says
+├── FormatTooNew              written by a later format than this runtime reads
+├── FileDamaged               a file's size or sha256 is not the manifest's
+├── PartMissing               a file or a part that the manifest names is absent
+├── UnsafePath                a path in the manifest or in a graph leaves the bundle's folder
+├── OperatorRefused           a graph asks for an operator that stock onnxruntime does not bring
+├── EngineFailed              onnxruntime could not load or run a part
+├── ExtraMissing              an optional package is needed (names the pip install)
+├── TaskMismatch              the bundle was made for another task
+├── TextInvalid               the text cannot be encoded (a lone surrogate), or the input has the wrong shape
+└── CheckFailed               the golden vectors were not reproduced
 """
 
 from __future__ import annotations

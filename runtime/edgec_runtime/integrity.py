@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from threading import Thread
 from typing import Final
 
 from .errors import BundleNotFound, FileDamaged, ManifestInvalid, PartMissing, UnsafePath
@@ -119,27 +118,3 @@ def verify_files(folder: Path, manifest: Manifest) -> list[Stamp]:
             raise FileDamaged(f"{path} does not have the sha256 that the manifest lists", _AGAIN)
         stamps.append(stamp)
     return stamps
-
-
-class Verification(Thread):
-    """`verify_files` on a thread of its own: the hashing of the weights costs nothing while onnxruntime is
-    being imported. `result` waits, and raises what `verify_files` raised."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        super().__init__(name="edgec-verify", daemon=True)
-        self._arguments = folder, manifest
-        self._stamps: list[Stamp] = []
-        self._error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._stamps = verify_files(*self._arguments)
-        except BaseException as error:  # handed to the thread that asked
-            self._error = error
-
-    def result(self) -> list[Stamp]:
-        self.join()
-        if self._error is not None:
-            raise self._error
-        return self._stamps

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import cpu, integrity
+from .background import Background
 from .errors import PartMissing
 from .graph_scan import require_known_operators, scan_file
 from .manifest import Manifest
 from .schedule import choose, default_threads
+from .tokenizer_file import open_tokenizer
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from .tasks.answer import Reader
     from .tasks.classify import Classifier
     from .tasks.embed import EmbeddingModel
@@ -54,18 +58,17 @@ def assemble(
     part = manifest.parts[0]
     cpu.warn_if_unfit(manifest.target, cpu.architecture(), cpu.features())
 
-    execution = manifest.execution
-    verification = integrity.Verification(folder, manifest) if verify else None
-    # Imported while the other thread hashes: with numpy they are most of a cold start.
+    # Neither hashing nor the tokenizer's parser holds the interpreter, so they go on while numpy and
+    # onnxruntime, the larger half of a cold start, are being imported.
+    preparation = Background(lambda: _prepare(manifest, folder, verify))
     from .engine import OnnxRuntimeEngine
     from .runner import Runner
     from .text import Encoder
 
-    chosen = choose(part, execution, schedule)
-    stamps = verification.result() if verification else []
+    chosen = choose(part, manifest.execution, schedule)
+    stamps, tokenizer = preparation.result()
     model = integrity.locate(folder, part.file)
     _check_graph(manifest, folder, model, part.file)
-    encoder = Encoder.from_file(integrity.locate(folder, manifest.preprocessing.tokenizer), manifest.preprocessing)
     threads = threads or default_threads()
     engine = OnnxRuntimeEngine(model, threads=1 if chosen == "streams" else threads, name=part.name)
     # What was read above is what was verified, unless somebody put another file in its place in between.
@@ -77,10 +80,17 @@ def assemble(
         part,
         schedule=chosen,
         threads=threads,
-        batch_size=execution.batch_size,
+        batch_size=manifest.execution.batch_size,
         pad_id=manifest.preprocessing.pad_id,
     )
-    return _task(manifest.task)(manifest, encoder, runner)
+    return _task(manifest.task)(manifest, Encoder(tokenizer, manifest.preprocessing), runner)
+
+
+def _prepare(manifest: Manifest, folder: Path, verify: bool) -> tuple[list[integrity.Stamp], Tokenizer]:
+    """What can be done before numpy is there."""
+    stamps = integrity.verify_files(folder, manifest) if verify else []
+    name = manifest.preprocessing.tokenizer
+    return stamps, open_tokenizer(integrity.locate(folder, name).read_bytes(), name)
 
 
 def _task(name: str) -> type[Model]:

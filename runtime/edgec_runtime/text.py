@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from .errors import ExtraMissing, ManifestInvalid, TextInvalid
+from .errors import ManifestInvalid, TextInvalid
 from .manifest import Preprocessing
 from .notices import TruncationWarning, warn
+from .tokenizer_file import open_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,21 +80,14 @@ class _Template:
 class Encoder:
     """A tokenizer with the limits of a manifest. Thread-safe: it is never changed after it was made."""
 
-    def __init__(self, tokenizer: bytes, preprocessing: Preprocessing) -> None:
-        """tokenizer: the content of a tokenizer.json. Raises ExtraMissing or ManifestInvalid."""
-        try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise ExtraMissing("the package tokenizers is not installed", 'pip install "edgec-runtime[text]"') from None
-        try:
-            self.tokenizer: Tokenizer = Tokenizer.from_buffer(tokenizer)
-        except Exception as error:  # tokenizers raises plain Exception
-            raise ManifestInvalid(
-                f"{preprocessing.tokenizer} is not a tokenizer that tokenizers can read: {error}",
-                "export the bundle again, or update tokenizers",
-            ) from None
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+    def __init__(self, tokenizer: bytes | Tokenizer, preprocessing: Preprocessing) -> None:
+        """tokenizer: the content of a tokenizer.json, or what `open_tokenizer` made of it.
+
+        Raises ExtraMissing or ManifestInvalid.
+        """
+        if isinstance(tokenizer, bytes):
+            tokenizer = open_tokenizer(tokenizer, preprocessing.tokenizer)
+        self.tokenizer = tokenizer
         self.limits = preprocessing
         self._single = self._template(pair=False)
         self._pair = self._template(pair=True) if self._takes_pairs() else None
@@ -104,10 +97,6 @@ class Encoder:
                 f"preprocessing: max_length {preprocessing.max_length} and stride {preprocessing.stride} leave no room",
                 "export the bundle again",
             )
-
-    @classmethod
-    def from_file(cls, path: Path, preprocessing: Preprocessing) -> Encoder:
-        return cls(path.read_bytes(), preprocessing)
 
     def content(self, text: str) -> Content:
         """Tokenize without special tokens. Raises TextInvalid for what is no text."""
