@@ -13,11 +13,17 @@ __version__ = "0.1.0"
 __all__ = ["audit", "bench", "compress", "evaluate", "export", "run", "verify"]
 
 if TYPE_CHECKING:
-    from edgec.pipeline import compress, export, verify
+    from edgec.auditing import audit
+    from edgec.evaluation import evaluate
+    from edgec.pipeline import bench, compress, export, run, verify
 
 _WHERE = {
+    "audit": "edgec.auditing",
+    "bench": "edgec.pipeline",
     "compress": "edgec.pipeline",
+    "evaluate": "edgec.evaluation",
     "export": "edgec.pipeline",
+    "run": "edgec.pipeline",
     "verify": "edgec.pipeline",
 }
 

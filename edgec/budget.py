@@ -8,7 +8,7 @@ from typing import Final
 
 from edgec_runtime.manifest import Manifest
 
-from edgec.bench.compare import BenchReport
+from edgec.devices.compare import BenchReport
 from edgec.recipe import Budget
 
 JUDGED_SHAPE: Final = (1, 128)

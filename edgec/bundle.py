@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ import numpy as np
 from edgec_runtime import golden, integrity
 from edgec_runtime.loading import assemble
 from edgec_runtime.manifest import MANIFEST_FILE, FileInfo, Golden, Manifest, Quality
+from edgec_runtime.notices import BundleWarning
 
 from edgec.files import atomic_folder
 from edgec.notes import license_notes, readme
@@ -24,9 +26,9 @@ TOKENIZER_FILE: Final = "tokenizer.json"
 # What another CPU may differ by, as a share of the largest output. Float kernels sum in another order. In int8, a
 # difference in the last bit of a float can tip a rounding, which moves that element by a whole step.
 _FLOAT_SHARE: Final = 1e-3
-_INT8_SHARE: Final = 0.1
+_INT8_SHARE: Final = 0.03
 _FLOAT_COSINE: Final = 0.99999
-_INT8_COSINE: Final = 0.998
+_INT8_COSINE: Final = 0.999
 
 
 def write_bundle(
@@ -49,8 +51,11 @@ def write_bundle(
         for name, graph in graphs.items():
             (folder / name).write_bytes(graph)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer)
-        with assemble(manifest, folder, threads=1, verify=False) as model:
-            vectors = golden.record(folder / GOLDEN_FILE, model, requests)
+        with warnings.catch_warnings():
+            # That this machine is not the target's is no news here.
+            warnings.simplefilter("ignore", BundleWarning)
+            with assemble(manifest, folder, threads=1, verify=False) as model:
+                vectors = golden.record(folder / GOLDEN_FILE, model, requests)
         int8 = any(part.precision == "int8" for part in manifest.parts)
         largest = max(float(np.abs(v).max()) for out_ in vectors.outputs for v in out_.values() if v.size)
         manifest = dataclasses.replace(

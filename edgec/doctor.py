@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from .bench import open_device, sysroot
+from .devices import open_device, sysroot
 from .errors import EdgecError, SystemFailure
 
 Status = Literal["ok", "warn", "fault"]

@@ -15,10 +15,10 @@ from edgec_runtime.manifest import Manifest, TargetInfo
 
 from edgec.bundle import write_bundle
 from edgec.data.samples import SAMPLE_TEXTS
-from edgec.export.float_graph import prepare_float
-from edgec.export.lower_int8 import lower_int8
-from edgec.export.parity import Outputs, Parity, float_parity, int8_parity, sample_feeds
-from edgec.export.trace import trace
+from edgec.graph.float_graph import prepare_float
+from edgec.graph.lower_int8 import lower_int8
+from edgec.graph.parity import Outputs, Parity, float_parity, int8_parity, sample_feeds
+from edgec.graph.trace import trace
 from edgec.models.describe import describe
 from edgec.models.families import FAMILIES
 from edgec.models.requests import requests_for

@@ -15,12 +15,14 @@ from typing import Any, Final
 from edgec_runtime import load
 from edgec_runtime.manifest import Manifest, Quality
 from edgec_runtime.notices import BundleWarning, TruncationWarning
+from edgec_runtime.tasks.embed import OUTPUT as EMBEDDING
+from edgec_runtime.tasks.embed import EmbeddingModel
 
 from edgec import budget
-from edgec.bench import compare, open_device
-from edgec.bench.device import Device, last_words
 from edgec.bundle import annotate
 from edgec.data.readers import Text, read_texts
+from edgec.devices import compare, open_device
+from edgec.devices.device import Device, last_words
 from edgec.errors import BudgetMissed, DeviceError, EdgecError, UserError
 from edgec.evaluation import evaluate, quality
 from edgec.exporter import FP32, Exporter
@@ -170,6 +172,44 @@ def verify(bundle: str | Path, *, on: str = "local", say: Say = lambda message: 
         return {"device": device.name, **_check(device, Path(bundle))}
 
 
+def bench(
+    bundles: Sequence[str | Path],
+    *,
+    on: str = "local",
+    tokens: Sequence[int] = (16, 64, 128),
+    batch: Sequence[int] = (1,),
+    threads: int | None = None,
+    rounds: int = 20,
+    cold_start: bool = True,
+    say: Say = lambda message: None,
+) -> compare.BenchReport:
+    """Measure bundles side by side on a device; each is compared with the first. See edgec.devices.compare.bench."""
+    with open_device(on) as device:
+        return compare.bench(
+            device,
+            [Path(bundle) for bundle in bundles],
+            tokens=tokens,
+            batch=batch,
+            threads=threads,
+            rounds=rounds,
+            cold_start=cold_start,
+            on_line=say,
+        )
+
+
+def run(bundle: str | Path, inputs: Sequence[Any]) -> list[Any]:
+    """Answer requests in the form that the bundle's task takes, as JSON values; an embedding is a list of floats.
+
+    A request is a text, a pair [a, b] or {"question": ..., "context": ...}. Raises a BundleError.
+    """
+    with load(bundle) as model:
+        encoded = model.encode_all(inputs)
+        outputs = model.outputs(encoded)
+        if isinstance(model, EmbeddingModel):
+            return [rows[0][EMBEDDING].tolist() for rows in outputs]
+        return [model.interpret(*one) for one in zip(inputs, encoded, outputs, strict=True)]
+
+
 def _compressed(
     asked: Recipe,
     calibration: tuple[Text, ...],
@@ -234,19 +274,23 @@ def _quality(
                 mask = candidate.manifest.postprocessing.mask_token or ""
                 task = candidate.manifest.task
                 return quality(reference, candidate, task, texts, mask_token=mask, progress=progress)
-        columns = {
-            "format": data.format,
-            "text": data.text_column,
-            "text_pair": data.text_pair_column,
-            "label": data.label_column,
-            "rows": data.rows,
-        }
-        before, after = (evaluate(path, data.path, progress=progress, **columns) for path in (baseline, folder))
-    metric = data.metric or next(iter(after.metrics))
+        before, after = (
+            evaluate(
+                path,
+                data.path,
+                format=data.format,
+                text=data.text_column,
+                text_pair=data.text_pair_column,
+                label=data.label_column,
+                rows=data.rows,
+                progress=progress,
+            )
+            for path in (baseline, folder)
+        )
+    metric: str = data.metric or list(after.metrics)[0]  # noqa: RUF015 - the first is the task's main one
     if metric not in after.metrics:
         raise UserError(
-            f"data.evaluate.metric is {metric!r}; this task gives {', '.join(after.metrics)}",
-            "choose one of those",
+            f"data.evaluate.metric is {metric!r}; this task gives {', '.join(after.metrics)}", "choose one of those"
         )
     drop = before.metrics[metric] - after.metrics[metric]
     return Quality(metric, before.metrics[metric], after.metrics[metric], drop, after.n)

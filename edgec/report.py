@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from edgec_runtime.manifest import Manifest
 
-from edgec.bench.compare import BenchReport
 from edgec.budget import JUDGED_SHAPE, Verdict
+from edgec.devices.compare import BenchReport
 
 SCHEMA: Final = 1
 REPORT_FILE: Final = "report.json"

@@ -12,8 +12,8 @@ from edgec_runtime.cpu import architecture
 from edgec_runtime.manifest import PassRecord, TargetInfo
 
 from edgec.bundle import write_bundle
-from edgec.export.float_graph import prepare_float
-from edgec.export.trace import trace
+from edgec.graph.float_graph import prepare_float
+from edgec.graph.trace import trace
 from edgec.models.describe import describe
 from edgec.models.families import FAMILIES
 from edgec.state import ModelState

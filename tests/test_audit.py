@@ -1,4 +1,4 @@
-"""edgec.audit against counts made by hand."""
+"""edgec.auditing against counts made by hand."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from float_bundles import write_float_bundle
 from onnx import TensorProto, numpy_helper
 from tiny_models import tiny
 
-from edgec.audit import GraphAudit, audit, audit_graph
-from edgec.audit.macs import Executed, Macs, count
+from edgec.auditing import GraphAudit, audit, audit_graph
+from edgec.auditing.macs import Executed, Macs, count
 from edgec.cli.audit import audit as audit_command
 from edgec.errors import UserError
 from edgec.models import load_model

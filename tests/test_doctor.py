@@ -19,9 +19,7 @@ if list((pathlib.Path(__file__).parent / "lib").glob("*.so")):
 """
 
 
-def package(
-    folder: Path, name: str, version: str, files: dict[str, str], requires: tuple[str, ...] = ()
-) -> None:
+def package(folder: Path, name: str, version: str, files: dict[str, str], requires: tuple[str, ...] = ()) -> None:
     """A package and its metadata in `folder`, as pip would leave them."""
     for path, text in files.items():
         file = folder / name / path
@@ -148,9 +146,7 @@ def test_missing_tools_are_warnings_with_the_package_that_brings_them(tmp_path, 
 def test_this_installation_has_no_fault(tmp_path, monkeypatch) -> None:
     findings = doctor.diagnose()
     assert [finding for finding in findings if finding.status == "fault"] == []
-    assert {"python", "torch", "transformers", "onnxruntime", "versions", "disk", "cpu"} <= set(
-        by_name(findings)
-    )
+    assert {"python", "torch", "transformers", "onnxruntime", "versions", "disk", "cpu"} <= set(by_name(findings))
 
 
 def test_telemetry_traces_in_the_home_folder_are_named(tmp_path, monkeypatch) -> None:

@@ -24,8 +24,10 @@ from edgec.cli.evaluate import evaluate as evaluate_command
 from edgec.cli.run import run as run_command
 from edgec.data.metrics import cosines
 from edgec.errors import DataError, UserError
-from edgec.evaluation import evaluate, quality, requests_for, torch_model
+from edgec.evaluation import evaluate, quality
 from edgec.models import load_model
+from edgec.models.requests import requests_for
+from edgec.models.torch_model import torch_model
 from edgec.state import ModelState
 
 TEXTS = [f"{a} {b}" for a in SENTENCES for b in SENTENCES]

@@ -84,9 +84,7 @@ def test_a_whole_recipe(folder: Path) -> None:
 
 
 def test_the_least_recipe_is_the_baseline(folder: Path) -> None:
-    recipe = load_recipe(
-        write(folder, "edgec: 1\nmodel: {source: org/name}\ntargets: [arm64]\nbudget:\npasses:\n")
-    )
+    recipe = load_recipe(write(folder, "edgec: 1\nmodel: {source: org/name}\ntargets: [arm64]\nbudget:\npasses:\n"))
     assert recipe.passes == () and recipe.budget == Budget() and recipe.export.opset == 23
     assert recipe.data.calibrate is None and recipe.data.evaluate is None
 
@@ -254,8 +252,7 @@ def test_overrides(folder: Path) -> None:
 def test_a_wrong_override_is_named(folder: Path) -> None:
     message = refused(folder, overrides=["passes.1.scheme=int4", "seed=-1"], passes=PASSES)
     assert message.splitlines()[1:] == [
-        "  --set passes.1.scheme=int4: passes.1.quantize.scheme: "
-        "should be static or dynamic, not the text 'int4'",
+        "  --set passes.1.scheme=int4: passes.1.quantize.scheme: should be static or dynamic, not the text 'int4'",
         "  --set seed=-1: seed: should be at least 0 and at most 4294967295, not -1",
     ]
 
@@ -267,9 +264,7 @@ def test_paths_of_the_file_start_at_its_folder_those_of_an_override_here(
     (folder / "sub" / "other.txt").write_text("x\n")
     write(folder, GOOD.replace("org/name", "./model"))
     monkeypatch.chdir(folder / "sub")
-    recipe = load_recipe(
-        "../test.yaml", overrides=["data.evaluate.text=other.txt", "data.evaluate.metric=cosine"]
-    )
+    recipe = load_recipe("../test.yaml", overrides=["data.evaluate.text=other.txt", "data.evaluate.metric=cosine"])
     assert recipe.data.evaluate and recipe.data.evaluate.path == Path("other.txt")
     assert recipe.data.calibrate and recipe.data.calibrate.path.resolve() == folder / "texts.txt"
     assert Path(recipe.model.source).resolve() == folder / "model" and recipe.model.source.startswith("./")

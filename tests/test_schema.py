@@ -208,9 +208,9 @@ def test_overrides_reach_into_lists_and_single_key_entries(tmp_path: Path) -> No
     ],
 )
 def test_a_wrong_override_names_itself(setting: str, complaint: str, tmp_path: Path) -> None:
-    assert refused(
-        "ratio: 1\ncount: 2\nmode: small\nwords: [a, b]\ninner: {size: 1}", tmp_path, (setting,)
-    ).startswith(complaint)
+    assert refused("ratio: 1\ncount: 2\nmode: small\nwords: [a, b]\ninner: {size: 1}", tmp_path, (setting,)).startswith(
+        complaint
+    )
 
 
 def test_options_given_from_python_are_checked_alike() -> None:

@@ -155,9 +155,7 @@ def test_every_shipped_target_is_right_and_documented(path: Path) -> None:
 
 
 def test_answers_rely_on_vnni_only_where_weights_have_eight_bits_on_x86() -> None:
-    assert {t.name: t.answer_features for t in list_targets() if t.answer_features} == {
-        "x86_64-vnni": ("vnni",)
-    }
+    assert {t.name: t.answer_features for t in list_targets() if t.answer_features} == {"x86_64-vnni": ("vnni",)}
 
 
 def test_int8_is_one_model_on_every_level_of_arm64() -> None:

@@ -90,9 +90,7 @@ def tiny(family: str, task: str, folder: Path, seed: int = 0, **config: Any) -> 
     """
     folder = Path(folder)
     tokenizer, special = _tokenizer(family)
-    model = _model(
-        family, task, tokenizer.get_vocab_size(), tokenizer.token_to_id(special["pad_token"]), config
-    )
+    model = _model(family, task, tokenizer.get_vocab_size(), tokenizer.token_to_id(special["pad_token"]), config)
     _randomise(model, seed)
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -157,9 +155,7 @@ def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def _model(
-    family: str, task: str, vocabulary: int, pad_id: int, overrides: dict[str, Any]
-) -> torch.nn.Module:
+def _model(family: str, task: str, vocabulary: int, pad_id: int, overrides: dict[str, Any]) -> torch.nn.Module:
     name = _CLASSES[family]
     config: dict[str, Any] = {
         "vocab_size": vocabulary,

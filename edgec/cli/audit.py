@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from edgec.audit import GraphAudit
+    from edgec.auditing import GraphAudit
 
 
 def audit(
@@ -26,7 +26,7 @@ def audit(
     Shows the share of int8 kernels, the operators that ran, the nodes that multiply in float with the reason,
     and the quantizing that serves nothing.
     """
-    from edgec.audit import audit as run_audit
+    from edgec.auditing import audit as run_audit
 
     from . import console
 

@@ -29,21 +29,22 @@ def bench(
 
     A ratio is the median over the rounds; a figure that the machine was too restless for is marked unstable.
     """
-    from edgec.bench import compare, open_device
+    from edgec import pipeline
+    from edgec.devices import compare
 
     from . import console
 
-    with open_device(on) as device:
-        report = compare.bench(
-            device,
-            bundles,
-            tokens=_sizes(tokens, "--tokens"),
-            batch=_sizes(batch, "--batch"),
-            threads=threads,
-            rounds=rounds,
-            cold_start=cold_start,
-            on_line=console.info,
-        )
+    report = pipeline.bench(
+        bundles,
+        on=on,
+        tokens=_sizes(tokens, "--tokens"),
+        batch=_sizes(batch, "--batch"),
+        threads=threads,
+        rounds=rounds,
+        cold_start=cold_start,
+        say=console.say,
+    )
+    console.stop_progress()
     if str(json) != "-":
         console.table(f"edgec bench on {on}", list(compare.COLUMNS), [list(row) for row in compare.rows(report)])
         console.table("", list(compare.FACTS), [list(row) for row in compare.fact_rows(report)])

@@ -43,7 +43,7 @@ def compress(
         resume=resume,
         force=force,
         progress=console.progress,
-        say=console.info,
+        say=console.say,
     )
     console.stop_progress()
     if str(json) != "-":

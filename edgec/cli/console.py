@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 _PLAIN_WIDTH: Final = 200
 _live: Progress | None = None
 _lock = threading.Lock()
+_counted: dict[str, Callable[[int], None]] = {}
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -43,6 +45,18 @@ def info(message: str) -> None:
             print(message, file=sys.stderr, flush=True)  # noqa: T201 - the one place that may print
 
 
+def say(message: str) -> None:
+    """A step that begins, or ("label 3/20") how far it is: then a bar where stderr is a terminal."""
+    counted = re.fullmatch(r"(.*?)\s*(\d+)/(\d+)", message)
+    if counted is None or not sys.stderr.isatty():
+        info(message)
+        return
+    label, done, total = counted[1], int(counted[2]), int(counted[3])
+    if label not in _counted:
+        _counted[label] = progress(label, total)
+    _counted[label](done)
+
+
 def progress(label: str, total: int) -> Callable[[int], None]:
     """A bar on stderr (edgec.state.Progress). Where stderr is no terminal: one line when the step begins.
 
@@ -68,6 +82,7 @@ def stop_progress() -> None:
         if _live is not None:
             _live.stop()
             _live = None
+            _counted.clear()
 
 
 def _bars() -> Progress:

@@ -27,7 +27,7 @@ def doctor(
     import dataclasses
 
     from edgec import doctor as checks
-    from edgec.bench import sysroot
+    from edgec.devices import sysroot
 
     from . import console
 

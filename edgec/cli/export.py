@@ -49,7 +49,7 @@ def export(
         max_length=max_length,
         force=force,
         trust_remote_code=trust_remote_code,
-        say=console.info,
+        say=console.say,
     )
     if json is not None:
         console.write_json(json, manifest.to_dict())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated, Final
 
 # Before anything can import onnxruntime; see edgec_runtime.
@@ -76,7 +77,12 @@ def main() -> None:
 def invoke(args: list[str]) -> int:
     """Run `args` and give the exit code; errors are told on stderr, with their remedy."""
     from edgec_runtime.errors import BundleError
+    from edgec_runtime.notices import BundleWarning, TruncationWarning
 
+    # What the runtime has to tell is for the user, not for a developer: one line, without a place in our code.
+    warnings.showwarning = lambda message, category, *_: (
+        console.info(f"warning: {message}") if issubclass(category, BundleWarning | TruncationWarning) else None
+    )
     try:
         code = app(args=args, standalone_mode=False)
         return code if isinstance(code, int) else 0

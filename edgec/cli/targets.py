@@ -55,7 +55,7 @@ def detect(
     json: Json = None,
 ) -> None:
     """Name the target that fits a device best; the reasons go to stderr."""
-    from edgec.bench import open_device
+    from edgec.devices import open_device
     from edgec.target import detect as best_target
 
     from . import console

@@ -26,7 +26,7 @@ def verify(
 
     from . import console
 
-    found = pipeline.verify(bundle, on=on, say=console.info)
+    found = pipeline.verify(bundle, on=on, say=console.say)
     if str(json) != "-":
         console.table(
             f"{found['bundle']} on {found['device']}",

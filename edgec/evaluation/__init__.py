@@ -8,8 +8,7 @@ models.
 from __future__ import annotations
 
 from edgec.data.metrics import mean_cosine
-from edgec.evaluation.quality import RawModel, quality, requests_for
+from edgec.evaluation.quality import RawModel, quality
 from edgec.evaluation.score import Evaluation, evaluate
-from edgec.evaluation.torch_model import torch_model
 
-__all__ = ["Evaluation", "RawModel", "evaluate", "mean_cosine", "quality", "requests_for", "torch_model"]
+__all__ = ["Evaluation", "RawModel", "evaluate", "mean_cosine", "quality"]

@@ -21,8 +21,8 @@ from edgec_runtime.tasks.embed import EmbeddingModel
 from edgec.data.metrics import accuracy, cosines, macro_f1, spearman
 from edgec.data.readers import Example, OnError, read_examples
 from edgec.errors import DataError, UserError
-from edgec.evaluation.torch_model import torch_model
 from edgec.models import load_model
+from edgec.models.torch_model import torch_model
 from edgec.state import ModelState, Progress, no_progress
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ working bundle.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
@@ -110,11 +111,20 @@ def verify_files(folder: Path, manifest: Manifest) -> list[Stamp]:
     for info in listing(folder, manifest).values():
         path = locate(folder, info.path)
         stamp = Stamp.of(path)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _sha256(path)
         if stamp.bytes != info.bytes:
             raise FileDamaged(f"{path} has {stamp.bytes} bytes instead of {info.bytes}", _AGAIN)
         if digest != info.sha256:
             raise FileDamaged(f"{path} does not have the sha256 that the manifest lists", _AGAIN)
         stamps.append(stamp)
     return stamps
+
+
+def _sha256(path: Path) -> str:
+    """Mapped and hashed in one call. Chunk by chunk, the thread that hashes would have to win the interpreter
+    back for every chunk from the one that imports, which takes three times as long."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return hashlib.sha256().hexdigest()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return hashlib.sha256(data).hexdigest()

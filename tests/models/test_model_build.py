@@ -82,9 +82,7 @@ def test_max_length_of_a_build_may_be_lowered_and_its_task_is_fixed(tmp_path: Pa
         load_model(tmp_path / "build", task="fill-mask")
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
 def test_changed_file_is_refused(name: str, tmp_path: Path) -> None:
     save_build(load_model(tiny("bert", "feature-extraction", tmp_path / "source")), tmp_path / "build")
     path = tmp_path / "build" / name

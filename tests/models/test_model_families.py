@@ -18,7 +18,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from edgec.export.trace import trace
+from edgec.graph.trace import trace
 from edgec.models import families, load_model
 from edgec.nn.parts import Part
 from edgec.state import ModelState
@@ -63,9 +63,7 @@ def _session(state: ModelState, folder: Path) -> Any:
     opset = families.FAMILIES[state.spec.family].opset
     model = trace(part, opset=opset, max_length=state.spec.max_length)
     attentions = sum(node.op_type == "Attention" for node in model.graph)
-    assert attentions == (2 if part.boolean_mask else 0), (
-        "one native Attention a layer, where the family has it"
-    )
+    assert attentions == (2 if part.boolean_mask else 0), "one native Attention a layer, where the family has it"
     ir.save(model, folder / "model.onnx")
     return ort.InferenceSession(folder / "model.onnx")
 
@@ -118,18 +116,14 @@ def test_part_agrees_with_transformers_for_padded_rows(family: str, task: str, t
         for output, expected in zip(outputs, _alone(reference, state.tokenizer, text, task), strict=True):
             per_token = task not in ("feature-extraction", "text-classification")
             found = output[row].numpy()
-            np.testing.assert_allclose(
-                found[: len(expected)] if per_token else found, expected, rtol=1e-4, atol=1e-4
-            )
+            np.testing.assert_allclose(found[: len(expected)] if per_token else found, expected, rtol=1e-4, atol=1e-4)
         rows.append(outputs[0][row].flatten()[:3])
     assert torch.stack(rows).std(dim=0).min() > 1e-3, "a degenerate model proves nothing"
 
 
 def test_module_paths_are_those_of_transformers(tmp_path: Path) -> None:
     state = load_model(tiny("bert", "text-classification", tmp_path))
-    linears = {
-        name for name, module in state.parts["encoder"].named_modules() if isinstance(module, torch.nn.Linear)
-    }
+    linears = {name for name, module in state.parts["encoder"].named_modules() if isinstance(module, torch.nn.Linear)}
     assert "model.bert.encoder.layer.0.attention.self.query" in linears
     assert "model.classifier" in linears
 

@@ -146,9 +146,7 @@ def test_sha256_pin(tmp_path: Path) -> None:
         load_model(folder, sha256="0" * 64)
 
 
-def test_model_of_an_installed_package_without_running_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_of_an_installed_package_without_running_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "some_models"
     tiny("distilbert", "feature-extraction", package / "small")
     (package / "__init__.py").write_text("raise RuntimeError('the package was run')")
@@ -184,9 +182,7 @@ def test_output_of_compress_is_found_one_folder_down(tmp_path: Path) -> None:
     assert load_model(tmp_path / "out").spec.name == "m"
 
 
-def test_loading_says_nothing_and_leaves_logging_as_it_was(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_loading_says_nothing_and_leaves_logging_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tiny("bert", "fill-mask", tmp_path)
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     capfd.readouterr()
@@ -195,16 +191,13 @@ def test_loading_says_nothing_and_leaves_logging_as_it_was(
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (level, bars)
 
 
-def test_code_of_a_model_folder_runs_only_when_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_of_a_model_folder_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     folder = tiny("bert", "feature-extraction", tmp_path / "model")
     edit(folder / "config.json", auto_map={"AutoModel": "mine.MyModel"})
     ran = tmp_path / "ran"
     (folder / "mine.py").write_text(
-        f"from transformers import BertModel\nopen({str(ran)!r}, 'w').close()\n"
-        "class MyModel(BertModel):\n    pass\n"
+        f"from transformers import BertModel\nopen({str(ran)!r}, 'w').close()\nclass MyModel(BertModel):\n    pass\n"
     )
     with pytest.raises(ModelError, match="code of its own") as caught:
         load_model(folder)

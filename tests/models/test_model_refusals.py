@@ -33,9 +33,7 @@ def _slow_tokenizer(folder: Path) -> None:
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    edit(
-        folder / "tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer", word_tokenizer_type="basic"
-    )
+    edit(folder / "tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer", word_tokenizer_type="basic")
 
 
 def _short_embedding(folder: Path) -> None:
@@ -112,9 +110,7 @@ def test_padding_id_that_positions_are_not_counted_from(tmp_path: Path) -> None:
 
 def test_new_head_is_an_error_that_names_its_tensors(tmp_path: Path) -> None:
     folder = tiny("bert", "feature-extraction", tmp_path)
-    with pytest.raises(
-        ModelError, match=r"not trained for text-classification.* classifier.bias, classifier.weight"
-    ):
+    with pytest.raises(ModelError, match=r"not trained for text-classification.* classifier.bias, classifier.weight"):
         load_model(folder, task="text-classification")
 
 

@@ -60,9 +60,7 @@ def test_pooling_and_normalisation_against_plain_loops(tmp_path: Path) -> None:
     hidden = _embed_tokens(sentence_transformer(tmp_path / "reference"))
     for pooling in ("mean", "cls", "max"):
         for normalize in (False, True):
-            folder = sentence_transformer(
-                tmp_path / f"{pooling}-{normalize}", pooling=pooling, normalize=normalize
-            )
+            folder = sentence_transformer(tmp_path / f"{pooling}-{normalize}", pooling=pooling, normalize=normalize)
             found = _embed(load_model(folder), list(SENTENCES))
             for row, tokens in zip(found, hidden, strict=True):
                 expected = {"mean": tokens.mean(axis=0), "cls": tokens[0], "max": tokens.max(axis=0)}[pooling]
@@ -77,9 +75,7 @@ def _embed_tokens(folder: Path) -> list[np.ndarray]:
 
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
-        return [
-            model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy() for text in SENTENCES
-        ]
+        return [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy() for text in SENTENCES]
 
 
 def test_transformer_in_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -139,9 +135,7 @@ _REFUSED: dict[str, tuple[Break, str]] = {
         "max_seq_length or do_lower_case has the wrong type",
     ),
     "a path outside": (
-        lambda f: (f / "modules.json").write_text(
-            (f / "modules.json").read_text().replace("1_Pooling", "../x")
-        ),
+        lambda f: (f / "modules.json").write_text((f / "modules.json").read_text().replace("1_Pooling", "../x")),
         "leaves the folder",
     ),
     "modules.json cut short": (

@@ -74,11 +74,7 @@ def test_a_cold_start_holds_the_imports_and_more(report: dict[str, Any]) -> None
     assert report["imports_ms"] > 0
     for one in report["bundles"]:
         assert one["cold_start_ms"] > 0
-        assert (
-            one["cold_start_ratio"]["p10"]
-            <= one["cold_start_ratio"]["median"]
-            <= one["cold_start_ratio"]["p90"]
-        )
+        assert one["cold_start_ratio"]["p10"] <= one["cold_start_ratio"]["median"] <= one["cold_start_ratio"]["p90"]
 
 
 def test_cold_start_is_left_out_unless_asked_for(bundles: dict[str, Path]) -> None:
@@ -156,9 +152,7 @@ def test_json_on_stdout_is_alone_there(bundles: dict[str, Path], tmp_path: Path)
     assert "warming up" in done.stderr
 
 
-def test_a_table_without_json(
-    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_without_json(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     bundle = str(bundles["feature-extraction"])
     assert __main__.main(["bench", bundle, "--tokens", "4", "--rounds", "1", "--json", str(file)]) == 0

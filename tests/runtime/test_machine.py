@@ -10,9 +10,7 @@ import onnxruntime
 import pytest
 from edgec_runtime import __main__, machine
 
-PI_4 = (
-    "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n\n"
-)
+PI_4 = "processor\t: 0\nFeatures\t: fp asimd evtstrm crc32 cpuid\nCPU implementer\t: 0x41\nCPU part\t: 0xd08\n\n"
 PI_4 = "".join(PI_4.replace(": 0\n", f": {n}\n") for n in range(4)) + "Hardware\t: BCM2835\n"
 BIG_LITTLE = PI_4 + PI_4.replace("0xd08", "0xd03").replace("asimd", "asimd asimddp")
 X86 = "".join(

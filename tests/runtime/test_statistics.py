@@ -18,9 +18,7 @@ def test_percentiles_agree_with_the_standard_library(count: int) -> None:
     reference = stdlib.quantiles(times, n=100, method="inclusive")
     assert summary.n == count
     assert summary.mean == pytest.approx(stdlib.fmean(times))
-    assert (summary.p50, summary.p90, summary.p99) == pytest.approx(
-        (reference[49], reference[89], reference[98])
-    )
+    assert (summary.p50, summary.p90, summary.p99) == pytest.approx((reference[49], reference[89], reference[98]))
     assert statistics.median(times) == pytest.approx(stdlib.median(times))
 
 

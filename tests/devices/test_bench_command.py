@@ -36,9 +36,7 @@ def test_tables_on_stdout_and_figures_in_a_file(bundles: list[str], tmp_path: Pa
 
 
 def test_json_on_stdout_is_alone_there(bundles: list[str]) -> None:
-    done = CliRunner().invoke(
-        app, [bundles[0], "--rounds", "1", "--tokens", "4", "--no-cold-start", "--json", "-"]
-    )
+    done = CliRunner().invoke(app, [bundles[0], "--rounds", "1", "--tokens", "4", "--no-cold-start", "--json", "-"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["bundles"][0]["cold_start_ms"] is None
 

@@ -13,8 +13,8 @@ import pytest
 import sshd
 from tiny_bundles import write_bundle
 
-from edgec.bench import compare, open_device
-from edgec.bench.ssh import SshDevice
+from edgec.devices import compare, open_device
+from edgec.devices.ssh import SshDevice
 from edgec.errors import DeviceError, UserError
 
 MISSING = sshd.why_not()
@@ -79,9 +79,7 @@ def test_the_same_content_is_copied_once(device: SshDevice, tmp_path: Path) -> N
 
 def test_bundles_are_measured_there(device: SshDevice, bundle: Path, server: sshd.Server) -> None:
     lines: list[str] = []
-    report = compare.bench(
-        device, [bundle, bundle], tokens=(4, 8), rounds=2, cold_start=False, on_line=lines.append
-    )
+    report = compare.bench(device, [bundle, bundle], tokens=(4, 8), rounds=2, cold_start=False, on_line=lines.append)
     assert report.device == server.url
     assert report.data["device"] == server.url
     assert [one.path for one in report.bundles] == [bundle, bundle]
@@ -97,9 +95,7 @@ def test_nothing_is_left_outside_the_cache_folder(
     before = set(Path("/tmp").iterdir())
     with open_device(server.url) as device:
         assert device.runtime(["check", device.place(bundle)]).code == 0
-    assert [path.relative_to(server.home).as_posix() for path in folders_with_files(server.home)] == [
-        ".cache/edgec"
-    ]
+    assert [path.relative_to(server.home).as_posix() for path in folders_with_files(server.home)] == [".cache/edgec"]
     assert not list((server.home / ".cache/edgec/content").glob("new.*"))
     assert not [path for path in set(Path("/tmp").iterdir()) - before if path.name.startswith("edgec-ssh-")]
 
@@ -171,9 +167,7 @@ def test_a_port_that_nobody_listens_on(server: sshd.Server) -> None:
     assert refused.value.hint
 
 
-def test_a_host_whose_key_is_not_known(
-    server: sshd.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_whose_key_is_not_known(server: sshd.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEC_SSH_OPTIONS", f"{server.options} -o UserKnownHostsFile={tmp_path / 'none'}")
     with pytest.raises(DeviceError, match="Host key verification failed"), open_device(server.url):
         pass
@@ -203,9 +197,7 @@ def test_urls_that_are_none(url: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def folders_with_files(home: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgec.bench import sysroot
+from edgec.devices import sysroot
 from edgec.errors import DeviceError
 
 

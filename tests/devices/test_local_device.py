@@ -9,9 +9,9 @@ import pytest
 from edgec_runtime.manifest import Execution
 from tiny_bundles import write_bundle
 
-from edgec.bench import compare, open_device
-from edgec.bench.content import Content
-from edgec.bench.device import run_process
+from edgec.devices import compare, open_device
+from edgec.devices.content import Content
+from edgec.devices.device import run_process
 from edgec.errors import DeviceError, GateFailed, UserError
 
 

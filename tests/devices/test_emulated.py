@@ -30,8 +30,8 @@ from edgec_runtime.manifest import (
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from edgec.bench import cpu_files, open_device, sysroot
-from edgec.bench.emulated import EmulatedDevice
+from edgec.devices import cpu_files, open_device, sysroot
+from edgec.devices.emulated import EmulatedDevice
 from edgec.errors import DeviceError, UserError
 
 WORDS = [

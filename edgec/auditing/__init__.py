@@ -15,9 +15,9 @@ import numpy.typing as npt
 from edgec_runtime import golden, integrity
 from edgec_runtime.manifest import Manifest, Part
 
-from edgec.audit.graph import FloatNode, GraphAudit, OperatorRow, audit_graph
-from edgec.audit.islands import Island
-from edgec.audit.macs import Macs
+from edgec.auditing.graph import FloatNode, GraphAudit, OperatorRow, audit_graph
+from edgec.auditing.islands import Island
+from edgec.auditing.macs import Macs
 from edgec.errors import UserError
 from edgec.state import Progress, no_progress
 
