@@ -111,10 +111,9 @@ def verify_files(folder: Path, manifest: Manifest) -> list[Stamp]:
     for info in listing(folder, manifest).values():
         path = locate(folder, info.path)
         stamp = Stamp.of(path)
-        digest = _sha256(path)
         if stamp.bytes != info.bytes:
             raise FileDamaged(f"{path} has {stamp.bytes} bytes instead of {info.bytes}", _AGAIN)
-        if digest != info.sha256:
+        if _sha256(path) != info.sha256:
             raise FileDamaged(f"{path} does not have the sha256 that the manifest lists", _AGAIN)
         stamps.append(stamp)
     return stamps

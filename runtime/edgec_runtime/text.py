@@ -90,7 +90,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.limits = preprocessing
         self._single = self._template(pair=False)
-        self._pair = self._template(pair=True) if self._takes_pairs() else None
+        self._pair = self._template(pair=True) if preprocessing.pairs else None
         room = preprocessing.max_length - (self._pair or self._single).specials
         if room < 2 or not 0 <= preprocessing.stride < preprocessing.max_length:
             raise ManifestInvalid(
@@ -155,9 +155,6 @@ class Encoder:
         if not len(row_ids):  # an empty text of a tokenizer without special tokens: no graph takes no token at all
             row_ids, row_types = np.array([self.limits.pad_id], np.int32), np.zeros(1, np.int32)
         return Row(row_ids, row_types, start, first, len(contents[-1]))
-
-    def _takes_pairs(self) -> bool:
-        return self.limits.pairs
 
     def _pair_template(self) -> _Template:
         if self._pair is None:
