@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnx_ir as ir
 from edgec_runtime import golden, integrity
 from edgec_runtime.loading import assemble
 from edgec_runtime.manifest import MANIFEST_FILE, FileInfo, Golden, Manifest, Quality
 from edgec_runtime.notices import BundleWarning
 
 from edgec.files import atomic_folder
+from edgec.graph.store import write_graph
 from edgec.notes import license_notes, readme
 
 GOLDEN_FILE: Final = "golden.npz"
@@ -35,7 +37,7 @@ def write_bundle(
     out: Path,
     manifest: Manifest,
     *,
-    graphs: Mapping[str, bytes],
+    graphs: Mapping[str, ir.Model],
     tokenizer: bytes,
     requests: Sequence[Any],
     force: bool = False,
@@ -49,12 +51,13 @@ def write_bundle(
     """
     with atomic_folder(out, force=force) as folder:
         for name, graph in graphs.items():
-            (folder / name).write_bytes(graph)
+            write_graph(graph, folder / name)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer)
         with warnings.catch_warnings():
             # That this machine is not the target's is no news here.
             warnings.simplefilter("ignore", BundleWarning)
-            with assemble(manifest, folder, threads=1, verify=False) as model:
+            draft = dataclasses.replace(manifest, files=_listing(folder))
+            with assemble(draft, folder, threads=1, verify=False) as model:
                 vectors = golden.record(folder / GOLDEN_FILE, model, requests)
         int8 = any(part.precision == "int8" for part in manifest.parts)
         largest = max(float(np.abs(v).max()) for out_ in vectors.outputs for v in out_.values() if v.size)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
-from edgec_runtime.engine import OnnxRuntimeEngine
 from edgec_runtime.manifest import Manifest, TargetInfo
+from edgec_runtime.notices import TruncationWarning
 
 from edgec.bundle import write_bundle
 from edgec.data.samples import SAMPLE_TEXTS
 from edgec.graph.float_graph import prepare_float
 from edgec.graph.lower_int8 import lower_int8
 from edgec.graph.parity import Outputs, Parity, float_parity, int8_parity, sample_feeds
+from edgec.graph.store import digest_graph, open_graph
 from edgec.graph.trace import trace
 from edgec.models.describe import describe
 from edgec.models.families import FAMILIES
@@ -57,7 +59,7 @@ class Exporter:
         self.state = state
         self.opset = min(opset, FAMILIES[state.spec.family].opset)
         self.traced = trace(part, opset=self.opset, max_length=state.spec.max_length)
-        self.float_graph = _serialize(prepare_float(self.traced))
+        self.float_graph = prepare_float(self.traced)
         self.tokenizer = tokenizer_json(state)
         self.manifest = dataclasses.replace(
             describe(state, long_text=long_text, stride=stride), name=name, passes=state.history
@@ -70,7 +72,7 @@ class Exporter:
             max_length=state.spec.max_length,
             seed=seed,
         )
-        self.float_parity: Parity = float_parity(part, OnnxRuntimeEngine(self.float_graph).run, feeds)
+        self.float_parity: Parity = float_parity(part, open_graph(self.float_graph).run, feeds)
 
     def write(self, folder: Path, target: Target, *, precision: str | None = None, force: bool = False) -> Manifest:
         """Write the bundle `folder` for `target`: int8 where the model is quantized, unless `precision` is "fp32".
@@ -87,7 +89,7 @@ class Exporter:
                 for part_name, _, path in [key.partition(":")]
                 if part_name == self.part_name
             }
-            graph = _serialize(lower_int8(self.traced, quantization.scheme, layers, target))
+            graph = lower_int8(self.traced, quantization.scheme, layers, target)
             found = int8_parity(self._float_outputs, self._outputs(graph))
             parity["int8_against_float"] = found.to_dict()
         file = f"{self.part_name}.onnx"
@@ -119,7 +121,7 @@ class Exporter:
         """Names the compressed model, whatever the target: its float graph, its quantization, its tokenizer."""
         quantization = self.state.quantization
         decision = None if quantization is None else dataclasses.asdict(quantization)
-        digest = hashlib.sha256(self.float_graph)
+        digest = hashlib.sha256(digest_graph(self.float_graph))
         digest.update(json.dumps(decision, sort_keys=True).encode())
         digest.update(self.tokenizer)
         return digest.hexdigest()[:16]
@@ -128,10 +130,8 @@ class Exporter:
     def _float_outputs(self) -> Sequence[Outputs]:
         return self._outputs(self.float_graph)
 
-    def _outputs(self, graph: bytes) -> Sequence[Outputs]:
-        return model_on(OnnxRuntimeEngine(graph), self.manifest, self.tokenizer).raw(self.requests)
-
-
-def _serialize(model: ir.Model) -> bytes:
-    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
-    return data
+    def _outputs(self, graph: ir.Model) -> Sequence[Outputs]:
+        with warnings.catch_warnings():
+            # Long requests are there on purpose.
+            warnings.simplefilter("ignore", TruncationWarning)
+            return model_on(open_graph(graph), self.manifest, self.tokenizer).raw(self.requests)

@@ -24,7 +24,7 @@ def readme(manifest: Manifest) -> str:
     pre = manifest.preprocessing
     graphs = []
     for part in manifest.parts:
-        graphs.append(f"`{part.file}` ({part.precision})")
+        graphs.append(f"`{part.file}` ({part.precision}; its weights lie beside it in `{part.file}.data`)")
         for kind, tensors in (("input", part.inputs), ("output", part.outputs)):
             for tensor in tensors:
                 axes = ", ".join(map(str, tensor.shape))

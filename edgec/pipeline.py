@@ -1,4 +1,7 @@
-"""What the commands do, from top to bottom. `compress` is the program; the others are its parts on their own."""
+"""What the commands do, from top to bottom. `compress` is the program; the others are its parts on their own.
+
+What needs torch is imported where the work begins: a mistake in a recipe, a target or a path is told at once.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgec_runtime import load
 from edgec_runtime.manifest import Manifest, Quality
@@ -19,21 +22,20 @@ from edgec_runtime.tasks.embed import OUTPUT as EMBEDDING
 from edgec_runtime.tasks.embed import EmbeddingModel
 
 from edgec import budget
-from edgec.bundle import annotate
 from edgec.data.readers import Text, read_texts
 from edgec.devices import compare, open_device
 from edgec.devices.device import Device, last_words
 from edgec.errors import BudgetMissed, DeviceError, EdgecError, UserError
-from edgec.evaluation import evaluate, quality
-from edgec.exporter import FP32, Exporter
 from edgec.files import atomic_folder, require_free
-from edgec.models import load_model, save_build
 from edgec.passes import PASSES, run_pass
 from edgec.passes.cache import PassCache
 from edgec.recipe import EvaluationData, Recipe, TextData, check_passes, load_recipe
 from edgec.report import Report, make_report, write_report
 from edgec.state import ModelState, PassContext, Progress, no_progress
 from edgec.target import Target, detect, load_target, misfits
+
+if TYPE_CHECKING:
+    from edgec.exporter import Exporter
 
 Say = Callable[[str], None]
 
@@ -71,6 +73,10 @@ def compress(
         facts = device.facts()
         measured = _fitting(targets, facts)
         say(f"load {asked.model.source}")
+        from edgec.bundle import annotate
+        from edgec.exporter import FP32
+        from edgec.models import save_build
+
         state = _compressed(asked, calibration, cache, work, progress, say)
         say("save the compressed model")
         save_build(state, work / "model")
@@ -152,6 +158,9 @@ def export(
     if out is not None:
         require_free(Path(out), force=force)
     say(f"load {source}")
+    from edgec.exporter import Exporter
+    from edgec.models import load_model
+
     state = load_model(source, task=task, max_length=max_length, trust_remote_code=trust_remote_code)
     folder = Path(out) if out is not None else Path(f"{state.spec.name}-{chosen.name}")
     require_free(folder, force=force)
@@ -219,6 +228,8 @@ def _compressed(
     say: Say,
 ) -> ModelState:
     """The model after all passes of the recipe."""
+    from edgec.models import load_model
+
     state = load_model(
         asked.model.source,
         task=asked.model.task,
@@ -244,6 +255,8 @@ def _compressed(
 
 
 def _exporter(state: ModelState, asked: Recipe) -> Exporter:
+    from edgec.exporter import Exporter
+
     settings = asked.export
     return Exporter(
         state,
@@ -265,6 +278,8 @@ def _quality(
     """By the labels of data.evaluate where it has them, by the cosine against fp32 where it has texts alone."""
     if data is None:
         return None
+    from edgec.evaluation import evaluate, quality
+
     with warnings.catch_warnings():
         # The bundle of another machine class answers here all the same; verify tells what it does there.
         warnings.simplefilter("ignore", BundleWarning)

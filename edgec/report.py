@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from edgec_runtime.manifest import Manifest
 
-from edgec.budget import JUDGED_SHAPE, Verdict
+from edgec.budget import Verdict, judged_figures
 from edgec.devices.compare import BenchReport
 
 SCHEMA: Final = 1
@@ -80,7 +80,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
-    """The table of COLUMNS: the fp32 baseline, then a row a target; times at batch 1, 128 tokens."""
+    """The table of COLUMNS: the fp32 baseline, then a row a target; times as the budget judges them."""
     table = [_row("fp32 baseline", report.baseline, _figures(report, 0), "-")]
     for name, manifest in report.bundles.items():
         figures = _figures(report, 1) if name == report.measured else None
@@ -98,7 +98,7 @@ def _row(name: str, manifest: Manifest, measured: Any, budget: str) -> tuple[str
     judged = "-" if quality is None else f"{quality.metric} {quality.after:.4f}"
     if measured is None:
         return (name, size, "-", "-", "not measured here", "-", "-", judged, budget)
-    shape = measured.shapes[JUDGED_SHAPE]
+    shape = judged_figures(measured)
     return (
         name,
         size,
@@ -128,7 +128,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
         "target": manifest.target.name,
         "precision": manifest.parts[0].precision,
         "bytes": manifest.total_bytes,
-        "graph_bytes": sum(f.bytes for f in manifest.files if f.path.endswith(".onnx")),
+        "graph_bytes": sum(f.bytes for f in manifest.files if f.path.endswith((".onnx", ".data"))),
         "build_id": manifest.build_id,
         "digest": manifest.digest,
         "quality": None if manifest.quality is None else dataclasses.asdict(manifest.quality),

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 from edgec_runtime.cpu import architecture
 from edgec_runtime.manifest import PassRecord, TargetInfo
 
@@ -34,7 +33,7 @@ def write_float_bundle(
     write_bundle(
         folder,
         manifest,
-        graphs={"model.onnx": ir.to_proto(prepare_float(graph)).SerializeToString()},
+        graphs={"model.onnx": prepare_float(graph)},
         tokenizer=state.tokenizer.backend_tokenizer.to_str().encode(),
         requests=requests,
     )

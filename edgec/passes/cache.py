@@ -7,12 +7,13 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from edgec import __version__
 from edgec.errors import ModelError
-from edgec.models import load_build, save_build
-from edgec.state import ModelState
+
+if TYPE_CHECKING:
+    from edgec.state import ModelState
 
 
 class PassCache:
@@ -34,12 +35,16 @@ class PassCache:
         """The state after that pass, or None; a half-written one does not count."""
         if not (self.folder / key).is_dir():
             return None
+        from edgec.models import load_build
+
         try:
             return load_build(self.folder / key)
         except ModelError:
             return None
 
     def put(self, key: str, state: ModelState) -> None:
+        from edgec.models import save_build
+
         shutil.rmtree(self.folder / key, ignore_errors=True)
         save_build(state, self.folder / key)
 

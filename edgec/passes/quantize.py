@@ -1,25 +1,20 @@
-"""quantize: decide which layers run in int8, and calibrate the ranges of their inputs."""
+"""quantize: decide which layers run in int8, and calibrate the ranges of their inputs.
+
+The options are checked before torch is loaded, so what needs it is imported by `apply`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from edgec_runtime.notices import TruncationWarning
-from torch import nn
 
 from edgec.errors import DataError, PassError, UserError
-from edgec.models.requests import requests_for
-from edgec.models.torch_model import torch_model
 from edgec.state import (
     LayerQuantization,
     ModelState,
@@ -27,6 +22,11 @@ from edgec.state import (
     PassResult,
     Quantization,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgec.passes.observe import Inputs
 
 SMALL_HEAD: Final = 64
 """A matrix with fewer outputs is a task head: next to no work, and its error goes straight into the answer."""
@@ -67,6 +67,10 @@ class Quantize:
             )
 
     def apply(self, state: ModelState, ctx: PassContext) -> PassResult:
+        from torch import nn
+
+        from edgec.passes.observe import observe
+
         if self.scheme == "static" and not ctx.texts:
             raise DataError(
                 "static quantization needs calibration texts",
@@ -74,7 +78,7 @@ class Quantize:
             )
         # Without texts one dummy row tells which layers take part in the task.
         texts = ctx.texts if self.scheme == "static" else ("calibration",)
-        observed = _observe(state, texts, ctx)
+        observed = observe(state, texts, ctx)
         layers: dict[str, LayerQuantization] = {}
         left_alone: dict[str, str] = {}
         for part_name, part in state.parts.items():
@@ -117,7 +121,7 @@ class Quantize:
                 )
 
     def _smooth(
-        self, state: ModelState, layers: dict[str, LayerQuantization], observed: dict[str, _Inputs]
+        self, state: ModelState, layers: dict[str, LayerQuantization], observed: dict[str, Inputs]
     ) -> dict[str, LayerQuantization]:
         """The layers that match `smooth`, with their factors. Layers that read the same tensor share them."""
         chosen = [
@@ -145,6 +149,8 @@ class Quantize:
 
     def _keep_in_float(self, path: str, module: nn.Module, used: bool, state: ModelState) -> str | None:
         """Why a layer is left alone, or None."""
+        from torch import nn
+
         if any(fnmatch.fnmatch(path, pattern) for pattern in self.skip):
             return "named by the option skip"
         if isinstance(module, nn.Embedding):
@@ -174,69 +180,6 @@ def smoothing_factors(
     return np.where(live, x**alpha / w ** (1 - alpha), 1).astype(np.float32)
 
 
-@dataclass
-class _Inputs:
-    """The smallest and largest value of each input channel of a layer, (channels,); empty for an embedding."""
-
-    low: npt.NDArray[np.float32]
-    high: npt.NDArray[np.float32]
-
-    def magnitude(self) -> npt.NDArray[np.float32]:
-        return np.maximum(np.abs(self.low), np.abs(self.high))
-
-    def range(self, factors: npt.NDArray[np.float32] | float = 1.0) -> tuple[float, float]:
-        """Of all channels together, each divided by its (positive) factor. NaN where one was seen."""
-        return float(np.min(self.low / factors)), float(np.max(self.high / factors))
-
-
 def _module(state: ModelState, key: str) -> Any:
     part, _, path = key.partition(":")
     return state.parts[part].get_submodule(path)
-
-
-def _observe(state: ModelState, texts: Sequence[Any], ctx: PassContext) -> dict[str, _Inputs]:
-    """What every linear layer and embedding that the task runs through was given.
-
-    Texts run one by one, so that no padding is observed.
-    """
-    observed: dict[str, _Inputs] = {}
-    requests = requests_for(state.spec.task, texts, mask_token=str(state.tokenizer.mask_token))
-    with _hooks(state, observed), torch_model(state, schedule="streams") as model, warnings.catch_warnings():
-        # Texts beyond the model's length are cut as the runtime will cut them.
-        warnings.simplefilter("ignore", TruncationWarning)
-        step = ctx.progress("calibrate", len(requests))
-        for done, request in enumerate(requests, start=1):
-            model.raw([request])
-            step(done)
-    return observed
-
-
-@contextmanager
-def _hooks(state: ModelState, observed: dict[str, _Inputs]) -> Iterator[None]:
-    handles = []
-    for part_name, part in state.parts.items():
-        for path, module in part.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                handles.append(module.register_forward_pre_hook(_observer(f"{part_name}:{path}", observed)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _observer(key: str, observed: dict[str, _Inputs]) -> Any:
-    def observe(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if isinstance(module, nn.Embedding):
-            observed[key] = _Inputs(np.zeros(0, np.float32), np.zeros(0, np.float32))
-            return
-        rows = inputs[0].reshape(-1, inputs[0].shape[-1])
-        low, high = (values.numpy() for values in torch.aminmax(rows, dim=0))
-        before = observed.get(key)
-        # numpy's minimum and maximum keep a NaN, so that `ensures` sees it.
-        observed[key] = _Inputs(
-            low if before is None else np.minimum(before.low, low),
-            high if before is None else np.maximum(before.high, high),
-        )
-
-    return observe
