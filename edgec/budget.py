@@ -8,16 +8,16 @@ from typing import Final
 
 from edgec_runtime.manifest import Manifest
 
-from edgec.devices.compare import BenchReport, BundleFigures, Figures
+from edgec.devices.compare import BenchReport, BundleFigures
 from edgec.recipe import Budget
 
 JUDGED_SHAPE: Final = (1, 128)
 """Batch and tokens that `speedup` and `p50_ms` are judged at."""
 
 
-def judged_figures(measured: BundleFigures) -> Figures:
-    """Those of JUDGED_SHAPE, or of the longest row that was measured where the model takes no such long one."""
-    return measured.shapes[max(shape for shape in measured.shapes if shape <= JUDGED_SHAPE)]
+def judged_shape(measured: BundleFigures) -> tuple[int, int]:
+    """JUDGED_SHAPE, or the longest row that was measured where the model takes none that long."""
+    return max(shape for shape in measured.shapes if shape <= JUDGED_SHAPE)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def judge(
     bench: of the baseline and the bundle of the target `measured`. Speed is judged on that one alone.
     """
     verdicts: list[Verdict] = []
-    figures = judged_figures(bench.bundles[1]) if bench is not None else None
+    timed = bench.bundles[1] if bench is not None else None
+    figures = timed.shapes[judged_shape(timed)] if timed is not None else None
     for name, manifest in bundles.items():
         drop = manifest.quality.drop if manifest.quality is not None else None
         at_hand = figures if name == measured else None

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from edgec_runtime.manifest import Manifest
 
-from edgec.budget import Verdict, judged_figures
+from edgec.budget import JUDGED_SHAPE, Verdict, judged_shape
 from edgec.devices.compare import BenchReport
 
 SCHEMA: Final = 1
@@ -79,6 +79,12 @@ def write_report(folder: Path, report: Report) -> None:
     (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def title(report: Report) -> str:
+    """What the times in `rows` are of."""
+    batch, tokens = JUDGED_SHAPE if report.bench is None else judged_shape(report.bench.bundles[0])
+    return f"{report.baseline.name}: batch {batch}, {tokens} tokens, 1 thread, on {report.data['device']}"
+
+
 def rows(report: Report) -> list[tuple[str, ...]]:
     """The table of COLUMNS: the fp32 baseline, then a row a target; times as the budget judges them."""
     table = [_row("fp32 baseline", report.baseline, _figures(report, 0), "-")]
@@ -98,7 +104,7 @@ def _row(name: str, manifest: Manifest, measured: Any, budget: str) -> tuple[str
     judged = "-" if quality is None else f"{quality.metric} {quality.after:.4f}"
     if measured is None:
         return (name, size, "-", "-", "not measured here", "-", "-", judged, budget)
-    shape = judged_figures(measured)
+    shape = measured.shapes[judged_shape(measured)]
     return (
         name,
         size,

@@ -47,11 +47,7 @@ def compress(
     )
     console.stop_progress()
     if str(json) != "-":
-        console.table(
-            f"{made.baseline.name}: batch 1, 128 tokens, 1 thread, on {made.data['device']}",
-            report.COLUMNS,
-            report.rows(made),
-        )
+        console.table(report.title(made), report.COLUMNS, report.rows(made))
     if json is not None:
         console.write_json(json, made.data)
     console.info(f"written to {made.out}: {report.REPORT_FILE} has every figure")

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _PLAIN_WIDTH: Final = 200
 _live: Progress | None = None
 _lock = threading.Lock()
-_counted: dict[str, Callable[[int], None]] = {}
+_counted: tuple[str, int, Callable[[int], None]] | None = None
+"""The step that `say` last gave a bar: its label, its total, and what moves the bar."""
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -46,15 +47,23 @@ def info(message: str) -> None:
 
 
 def say(message: str) -> None:
-    """A step that begins, or ("label 3/20") how far it is: then a bar where stderr is a terminal."""
+    """A step that begins, or ("label 3/20") how far it is: then a bar where stderr is a terminal.
+
+    Steps follow each other: the bar of the one before is filled when the next begins.
+    """
+    global _counted
     counted = re.fullmatch(r"(.*?)\s*(\d+)/(\d+)", message)
-    if counted is None or not sys.stderr.isatty():
+    label = counted[1] if counted is not None and sys.stderr.isatty() else None
+    if _counted is not None and _counted[0] != label:
+        _, total, move = _counted
+        move(total)
+        _counted = None
+    if counted is None or label is None:
         info(message)
         return
-    label, done, total = counted[1], int(counted[2]), int(counted[3])
-    if label not in _counted:
-        _counted[label] = progress(label, total)
-    _counted[label](done)
+    if _counted is None:
+        _counted = label, int(counted[3]), progress(label, int(counted[3]))
+    _counted[2](int(counted[2]))
 
 
 def progress(label: str, total: int) -> Callable[[int], None]:
@@ -77,12 +86,12 @@ def progress(label: str, total: int) -> Callable[[int], None]:
 
 def stop_progress() -> None:
     """Leave the terminal as it was; called before data or an error is printed, and at the end."""
-    global _live
+    global _live, _counted
     with _lock:
         if _live is not None:
             _live.stop()
             _live = None
-            _counted.clear()
+            _counted = None
 
 
 def _bars() -> Progress:

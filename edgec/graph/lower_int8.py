@@ -8,7 +8,7 @@ share its quantization. An embedding table becomes int8 rows with a scale a row,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,19 +29,31 @@ CONTRIB = "com.microsoft"
 
 @dataclass
 class _Lowering:
-    """What the rules share: the decision, the target's weight range, and the layers done so far."""
+    """What the rules share: the decision, the target's weight range, and what is made once however often it is used.
+
+    weights: by module path, the int8 weights and their scales; a layer that runs twice (DeBERTa projects tokens and
+    positions with the same matrix) reads them twice.
+    """
 
     scheme: str
     layers: Mapping[str, LayerQuantization]
     reduce_range: bool
-    done: set[str] = field(default_factory=set)
+    weights: dict[str, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
     constants: dict[bytes, ir.Value] = field(default_factory=dict)
 
     def layer_of(self, node: ir.Node, kind: str) -> LayerQuantization | None:
-        path = node.metadata_props.get(MODULE_KEY, "")
-        # The nodes that a rule makes carry the same path: a layer is lowered once.
-        layer = None if path in self.done else self.layers.get(path)
+        layer = self.layers.get(_path(node))
         return layer if layer is not None and layer.kind == kind else None
+
+    def stored(
+        self, op: Any, path: str, quantize: Callable[[], tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[ir.Value, ir.Value]:
+        """The initializers of a layer's int8 weights and scales."""
+        if path not in self.weights:
+            names = (f"{path}.weight_int8", f"{path}.weight_scale")
+            values, scales = (op.initializer(ir.tensor(a), n) for a, n in zip(quantize(), names, strict=True))
+            self.weights[path] = (values, scales)
+        return self.weights[path]
 
     def shared(self, op: Any, value: np.ndarray, name: str) -> ir.Value:
         """One initializer for equal constants: layers that read the same tensor then quantize it once."""
@@ -52,15 +64,13 @@ class _Lowering:
 
     def linear(self, op: Any, node: ir.Node, x: ir.Value, weight: np.ndarray, bias: ir.Value | None) -> ir.Value:
         """The int8 form of x (.., inputs) @ weight (inputs, channels) + bias (channels,)."""
-        path = node.metadata_props[MODULE_KEY]
+        path = _path(node)
         layer = self.layers[path]
         if layer.smoothing is not None:
             factors = np.array(layer.smoothing, np.float32)
             weight = weight * factors[:, None]
             x = op.Mul(x, self.shared(op, 1 / factors, f"{path}.input_smoothing"))
-        quantized, scale = quantize_per_channel(weight, reduce_range=self.reduce_range)
-        weights = op.initializer(ir.tensor(quantized), f"{path}.weight_int8")
-        scales = op.initializer(ir.tensor(scale), f"{path}.weight_scale")
+        weights, scales = self.stored(op, path, lambda: quantize_per_channel(weight, reduce_range=self.reduce_range))
         if self.scheme == "dynamic":
             activations, x_scale, x_zero = op.DynamicQuantizeLinear(x, _outputs=3)
         else:
@@ -69,7 +79,6 @@ class _Lowering:
             x_scale = self.shared(op, np.array(step), f"{path}.input_scale")
             x_zero = self.shared(op, np.array(zero), f"{path}.input_zero_point")
             activations = op.QuantizeLinear(x, x_scale, x_zero)
-        self.done.add(path)
         return op.MatMulIntegerToFloat(activations, weights, x_scale, scales, x_zero, None, bias, _domain=CONTRIB)
 
 
@@ -142,16 +151,15 @@ class EmbeddingTable(_Rule):
         node = rows.producer()
         return (
             _constant(table, 2)
+            # The lookups that this rule makes carry the layer's path too.
+            and not any(table is made for made in self.lowering.weights.get(_path(node), ()))
             and _attribute(node, "axis", 0) == 0
             and self.lowering.layer_of(node, "embedding") is not None
         )
 
     def rewrite(self, op, table, ids, rows):  # type: ignore[no-untyped-def]
-        path = rows.producer().metadata_props[MODULE_KEY]
-        quantized, scale = quantize_rows(table.const_value.numpy())
-        values = op.initializer(ir.tensor(quantized), f"{path}.weight_int8")
-        scales = op.initializer(ir.tensor(scale), f"{path}.weight_scale")
-        self.lowering.done.add(path)
+        path = _path(rows.producer())
+        values, scales = self.lowering.stored(op, path, lambda: quantize_rows(table.const_value.numpy()))
         looked_up = op.Cast(op.Gather(values, ids, axis=0), to=ir.DataType.FLOAT)
         return op.Mul(looked_up, op.Gather(scales, ids, axis=0))
 
@@ -169,7 +177,7 @@ def lower_int8(model: ir.Model, scheme: str, layers: Mapping[str, LayerQuantizat
     RewriteRuleSet([MatMulWithBias.rule(lowering)], commute=True).apply_to_model(model)
     RewriteRuleSet([rule.rule(lowering) for rule in (MatMulAlone, GemmLayer, EmbeddingTable)]).apply_to_model(model)
     RewriteRuleSet([SumBeforeLayerNorm.rule()]).apply_to_model(model)
-    missing = sorted(set(layers) - lowering.done)
+    missing = sorted(set(layers) - set(lowering.weights))
     if missing:
         raise PassError(
             f"{len(missing)} quantized layers were not found in the exported graph, the first is {missing[0]}",
@@ -177,6 +185,11 @@ def lower_int8(model: ir.Model, scheme: str, layers: Mapping[str, LayerQuantizat
         )
     finish(model)
     return model
+
+
+def _path(node: ir.Node) -> str:
+    path: str = node.metadata_props.get(MODULE_KEY, "")
+    return path
 
 
 def _constant(value: ir.Value, rank: int) -> bool:
