@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +78,28 @@ def test_the_arm64_bundle_answers_on_arm64(bundles: dict[str, Path], cpu: str) -
     assert found["ok"], found["failure"]
     assert all(one["ids_equal"] and one["answer_equal"] for one in found["requests"])
     assert found["max_abs"] <= found["limit_max_abs"]
+
+
+@pytest.mark.skipif(
+    shutil.which("qemu-x86_64") is None or platform.machine() != "x86_64",
+    reason="needs qemu-x86_64 (Debian: qemu-user) on an x86-64 machine",
+)
+@pytest.mark.emulated
+def test_seven_bit_weights_do_not_saturate_without_vnni(bundles: dict[str, Path]) -> None:
+    """On a Haswell, pairs of u8 x s8 products saturate at 16 bits: 8-bit weights answer differently, 7-bit ones not."""
+    done = {}
+    for target in ("x86_64-avx2", "arm64"):
+        command = [
+            "qemu-x86_64",
+            "-cpu",
+            "Haswell",
+            sys.executable,
+            "-m",
+            "edgec_runtime",
+            "check",
+            str(bundles[target]),
+        ]
+        done[target] = subprocess.run(command, capture_output=True, text=True)
+    assert done["x86_64-avx2"].returncode == 0, done["x86_64-avx2"].stderr
+    assert done["arm64"].returncode == 1
+    assert "sentence_embedding" in done["arm64"].stderr
