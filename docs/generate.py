@@ -1,15 +1,17 @@
 """Writes what the docs take from the code: `python docs/generate.py`, after a command or a pass option has changed.
 
-docs/cli.md is the help of every command; docs/passes/NAME.md has a table of the pass's options between two marks.
-tests/docs checks that both are current.
+docs/cli.md is the help of every command. Between two marks, docs/passes/NAME.md has a table of the pass's options and
+docs/architecture.md the layers that import-linter checks. tests/docs checks that all are current.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import json
 import re
+import tomllib
 import types
 import typing
 from collections.abc import Iterator
@@ -23,8 +25,8 @@ from edgec.passes import PASSES
 
 DOCS: Final = Path(__file__).parent
 WIDTH: Final = 100
-BEGIN: Final = "<!-- options: written by docs/generate.py -->"
-END: Final = "<!-- end of options -->"
+BEGIN: Final = "<!-- written by docs/generate.py -->"
+END: Final = "<!-- end -->"
 
 _PAGES: Final = {
     "edgec compress": ("recipes.md", "report.md"),
@@ -54,12 +56,9 @@ This page is written by `python docs/generate.py` from the commands' own help.
 
 def generated() -> dict[Path, str]:
     """What the generated files should hold."""
-    pages = {DOCS / "cli.md": cli_page()}
-    for name, cls in PASSES.items():
-        page = DOCS / "passes" / f"{name}.md"
-        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-        pages[page] = f"{before}{BEGIN}\n{options_table(cls)}{END}{rest.split(END)[1]}"
-    return pages
+    tables = {DOCS / "passes" / f"{name}.md": options_table(cls) for name, cls in PASSES.items()}
+    tables[DOCS / "architecture.md"] = layers_table()
+    return {DOCS / "cli.md": cli_page(), **{page: _between_marks(page, table) for page, table in tables.items()}}
 
 
 def cli_page() -> str:
@@ -81,6 +80,31 @@ def options_table(cls: type) -> str:
     return "\n".join(rows) + "\n"
 
 
+def layers_table() -> str:
+    """The modules in the layers of pyproject.toml's import contract, the highest first."""
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    rows = ["| layer | module | what it is |", "|---|---|---|"]
+    for number, layer in enumerate(layers, start=1):
+        for module in layer.split(" | "):
+            rows.append(f"| {number} | `{module}` | {_summary(module)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _summary(module: str) -> str:
+    """The first sentence of a module's docstring, read without importing it."""
+    place = DOCS.parent / module.replace(".", "/")
+    source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+    return re.split(r"\.(?:\s|$)", " ".join(text.split()), maxsplit=1)[0].replace("|", "\\|")
+
+
+def _between_marks(page: Path, content: str) -> str:
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    return f"{before}{BEGIN}\n\n{content}\n{END}{rest.split(END)[1]}"
+
+
 def _commands(command: Any, name: str) -> Iterator[tuple[str, str]]:
     """(full name, help) of a command and of those below it."""
     context = command.make_context(name, [], resilient_parsing=True, terminal_width=WIDTH)
@@ -94,11 +118,17 @@ def _meanings(cls: type, names: list[str]) -> dict[str, str]:
     """The sentences of the docstring that follow "NAME: ", up to the next one."""
     text = " ".join((inspect.getdoc(cls) or "").split())
     pieces = re.split(rf"(?:^|(?<=\. ))({'|'.join(names)}): ", text)
-    found = dict(zip(pieces[1::2], (piece.strip() for piece in pieces[2::2]), strict=True))
+    found = dict(zip(pieces[1::2], map(_sentence, pieces[2::2]), strict=True))
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"the docstring of {cls.__name__} does not explain {', '.join(missing)}")
     return found
+
+
+def _sentence(text: str) -> str:
+    """With a capital letter, and quoted words as code."""
+    text = re.sub(r'"(\w+)"', r"`\1`", text.strip().replace("|", "\\|"))
+    return text[:1].upper() + text[1:]
 
 
 def _type(hint: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
-from edgec_runtime.manifest import Manifest, TargetInfo
+from edgec_runtime.manifest import Manifest, PassRecord, TargetInfo
 from edgec_runtime.notices import TruncationWarning
 
 from edgec.bundle import write_bundle
@@ -61,9 +61,7 @@ class Exporter:
         self.traced = trace(part, opset=self.opset, max_length=state.spec.max_length)
         self.float_graph = prepare_float(self.traced)
         self.tokenizer = tokenizer_json(state)
-        self.manifest = dataclasses.replace(
-            describe(state, long_text=long_text, stride=stride), name=name, passes=state.history
-        )
+        self.manifest = dataclasses.replace(describe(state, long_text=long_text, stride=stride), name=name)
         self.requests = requests_for(state.spec.task, SAMPLE_TEXTS, mask_token=str(state.tokenizer.mask_token or ""))
         feeds = sample_feeds(
             part,
@@ -98,6 +96,7 @@ class Exporter:
         manifest = dataclasses.replace(
             self.manifest,
             build_id=self.build_id,
+            passes=self._passes(quantized=quantization is not None),
             target=TargetInfo(target.name, target.arch, target.answer_features if precision == INT8 else ()),
             parts=(dataclasses.replace(part, file=file, precision=precision),),
             # One dynamic scale for a whole batch would let a text's answer depend on its batch-mates.
@@ -115,6 +114,10 @@ class Exporter:
             requests=self.requests,
             force=force,
         )
+
+    def _passes(self, *, quantized: bool) -> tuple[PassRecord, ...]:
+        history, decision = self.state.history, self.state.quantization
+        return history if quantized or decision is None else history[: decision.passes_before]
 
     @cached_property
     def build_id(self) -> str:

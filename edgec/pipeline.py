@@ -115,6 +115,7 @@ def compress(
             command=_command(recipe, overrides, on),
             device=device.name,
             facts=facts,
+            history=state.history,
             baseline=baseline,
             bundles=bundles,
             bench=bench,
@@ -355,8 +356,9 @@ def _fitting(targets: Sequence[Target], facts: Mapping[str, Any]) -> Target | No
 
 
 def _schedule(figures: compare.BundleFigures) -> str:
-    streams, batches = (figures.schedules[name].texts_per_s for name in ("streams", "batches"))
-    return "batches" if batches > streams * SCHEDULE_GAIN else "streams"
+    speeds = {name: found.texts_per_s for name, found in figures.schedules.items()}
+    # A bundle whose answers depend on batch-mates never runs in batches, so it has no figures of them.
+    return "batches" if speeds.get("batches", 0) > speeds["streams"] * SCHEDULE_GAIN else "streams"
 
 
 def _build_folder(model: str | Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from edgec_runtime.manifest import Manifest
+from edgec_runtime.manifest import Manifest, PassRecord
 
 from edgec.budget import JUDGED_SHAPE, Verdict, judged_shape
 from edgec.devices.compare import BenchReport
@@ -45,6 +45,7 @@ def make_report(
     command: str,
     device: str,
     facts: Mapping[str, Any],
+    history: Sequence[PassRecord],
     baseline: Manifest,
     bundles: Mapping[str, Manifest],
     bench: BenchReport | None,
@@ -62,11 +63,11 @@ def make_report(
         "machine": facts,
         "versions": baseline.versions,
         "source": dataclasses.asdict(baseline.source),
-        "passes": [dataclasses.asdict(record) for record in baseline.passes],
+        "passes": [dataclasses.asdict(record) for record in history],
         "baseline": {"path": "baseline", **_summary(baseline)},
         "bundles": [{"path": f"bundles/{name}", **_summary(m)} for name, m in bundles.items()],
         "measured": measured,
-        "bench": None if bench is None else bench.data,
+        "bench": None if bench is None else _bench(bench, measured),
         "budget": [dataclasses.asdict(verdict) for verdict in verdicts],
         "fell_back": list(fell_back),
         "seconds": round(seconds, 1),
@@ -89,7 +90,9 @@ def rows(report: Report) -> list[tuple[str, ...]]:
     """The table of COLUMNS: the fp32 baseline, then a row a target; times as the budget judges them."""
     table = [_row("fp32 baseline", report.baseline, _figures(report, 0), "-")]
     for name, manifest in report.bundles.items():
-        figures = _figures(report, 1) if name == report.measured else None
+        # Where fp32 ships instead, the figures are those of the baseline: it is the same model.
+        index = 0 if name in report.data["fell_back"] else 1
+        figures = _figures(report, index) if name == report.measured else None
         table.append(_row(name, manifest, figures, _budget(report, name)))
     return table
 
@@ -122,11 +125,19 @@ def _budget(report: Report, target: str) -> str:
     verdicts = [verdict for verdict in report.verdicts if verdict.target == target]
     missed = [verdict for verdict in verdicts if verdict.met is False]
     if missed:
-        return "missed: " + ", ".join(f"{v.what} {v.value:.4g} ({v.limit:g})" for v in missed)
+        ships = "; fp32 ships" if target in report.data["fell_back"] else ""
+        return "missed: " + ", ".join(f"{v.what} {v.value:.4g} ({v.limit:g})" for v in missed) + ships
     if not verdicts:
         return "none set"
     open_ = [verdict.what for verdict in verdicts if verdict.met is None]
     return "met" + (f" ({', '.join(open_)} not measured)" if open_ else "")
+
+
+def _bench(bench: BenchReport, measured: str | None) -> dict[str, Any]:
+    """Its JSON, with the bundles' places in the finished folder: they were measured in one that is gone."""
+    places = ["baseline", f"bundles/{measured}"]
+    bundles = [{**one, "path": place} for one, place in zip(bench.data["bundles"], places, strict=True)]
+    return {**bench.data, "bundles": bundles}
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:

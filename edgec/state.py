@@ -60,10 +60,12 @@ class Quantization:
     """The decision of the quantize pass, which `export` lowers for a target.
 
     scheme: "dynamic" or "static". layers: by part and module path, "encoder:model.encoder.layer.0.output.dense".
+    passes_before: how many passes the model went through before; a float export of it shows only those.
     """
 
     scheme: str
     layers: Mapping[str, LayerQuantization]
+    passes_before: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,68 @@
-"""The environment that the tests share."""
+"""The environment that the tests share, and the one tiny export that several files look at.
+
+torch is imported by the fixtures that need it: most files do without.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import edgec_runtime  # noqa: F401 - before onnxruntime: it sets what onnxruntime reads when it loads
+import pytest
+
+if TYPE_CHECKING:
+    from second_process import SecondExport
+
+    from edgec.exporter import Exporter
+    from edgec.state import ModelState
+    from edgec.target import Target
+
+
+@pytest.fixture(scope="session")
+def here() -> Target:
+    """The target of this architecture whose int8 sums are exact on all of its machines."""
+    from edgec_runtime.cpu import architecture
+
+    from edgec.target import load_target
+
+    return load_target("arm64" if architecture() == "aarch64" else "x86_64-avx2")
+
+
+@pytest.fixture(scope="session")
+def foreign() -> Target:
+    """A target of the other architecture: nothing is ever measured for it here."""
+    from edgec_runtime.cpu import architecture
+
+    from edgec.target import load_target
+
+    return load_target("x86_64-avx2" if architecture() == "aarch64" else "arm64")
+
+
+@pytest.fixture(scope="session")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> ModelState:
+    """A tiny BERT for feature-extraction, static int8; no layer is small enough to be taken for a head."""
+    from tiny_models import SENTENCES, tiny
+
+    from edgec.models import load_model
+    from edgec.passes import Quantize, run_pass
+    from edgec.state import PassContext
+
+    folder = tmp_path_factory.mktemp("quantized")
+    state = load_model(tiny("bert", "feature-extraction", folder / "source", intermediate_size=32))
+    return run_pass(Quantize(), state, PassContext(folder, SENTENCES))
+
+
+@pytest.fixture(scope="session")
+def exporter(quantized: ModelState) -> Exporter:
+    """Of `quantized`, traced once; not to be changed."""
+    from edgec.exporter import Exporter
+
+    return Exporter(quantized, name="tiny")
+
+
+@pytest.fixture(scope="session")
+def second_export(quantized: ModelState, here: Target, tmp_path_factory: pytest.TempPathFactory) -> SecondExport:
+    """The bundle of `quantized` for `here`, and its traced graph, made by another process from a saved build."""
+    from second_process import export_again
+
+    return export_again(quantized, here, tmp_path_factory.mktemp("second"))

@@ -7,28 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgec.cli import console
+
 if TYPE_CHECKING:
     from edgec.auditing import GraphAudit
 
 
 def audit(
-    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")],
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, help="Tokens of the row that is run; default 128.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that onnxruntime may use.")] = 1,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - is stdout.")
-    ] = None,
+    json: Annotated[Path | None, console.json_option("Write the report as JSON; - is stdout.")] = None,
 ) -> None:
-    """Run a bundle under onnxruntime's profiler and count its multiply-accumulates.
+    """Count how much of a bundle's work runs in int8.
 
-    Shows the share of int8 kernels, the operators that ran, the nodes that multiply in float with the reason,
-    and the quantizing that serves nothing.
+    Runs it under onnxruntime's profiler and counts multiply-accumulates. Shows the share of int8 kernels, the
+    operators that ran, the nodes that multiply in float with the reason, and the quantizing that serves nothing.
     """
     from edgec.auditing import audit as run_audit
-
-    from . import console
 
     report = run_audit(bundle, tokens=tokens, threads=threads, progress=console.progress)
     if str(json) != "-":
@@ -39,7 +37,6 @@ def audit(
 
 
 def _show(title: str, part: GraphAudit) -> None:
-    from . import console
 
     shares = [
         ("int8", part.macs.int8, part.int8_share),

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from edgec.cli import console
+
 
 def bench(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="The others are compared with the first.")],
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="The others are compared with the first.")],
     on: Annotated[str, typer.Option("--on", metavar="DEVICE", help="local or ssh://user@host[:port].")] = "local",
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON; - is stdout.")
-    ] = None,
+    json: Annotated[Path | None, console.json_option("Write the figures as JSON; - is stdout.")] = None,
     tokens: Annotated[
         str, typer.Option(metavar="N,N", help="Tokens a row, for the times from ids to output.")
     ] = "16,64,128",
@@ -25,14 +25,13 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="How often the bundles take turns.")] = 20,
     cold_start: Annotated[bool, typer.Option(help="Time fresh processes up to their first answer, too.")] = True,
 ) -> None:
-    """Measure bundles side by side on a device: times, throughput, load, cold start, memory.
+    """Measure bundles side by side on a device.
 
-    A ratio is the median over the rounds; a figure that the machine was too restless for is marked unstable.
+    Shows times, throughput, load, cold start and memory. A ratio is the median over the rounds; a figure that the
+    machine was too restless for is marked unstable.
     """
     from edgec import pipeline
     from edgec.devices import compare
-
-    from . import console
 
     report = pipeline.bench(
         bundles,

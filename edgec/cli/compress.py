@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edgec.cli import console
+
 
 def compress(
     recipe: Annotated[str, typer.Option("--recipe", metavar="FILE|NAME", help="A recipe file, or a shipped recipe.")],
@@ -23,17 +25,13 @@ def compress(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Take up the passes of an interrupted run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DIR, once the new one is whole.")] = False,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the report there too; - is stdout.")
-    ] = None,
+    json: Annotated[Path | None, console.json_option("Write the report there too; - is stdout.")] = None,
 ) -> None:
-    """Compress a model as a recipe says, export it for the recipe's targets, verify and measure it.
+    """Run a recipe: compress a model, export, verify and measure it.
 
     Writes DIR/model, DIR/baseline (fp32), DIR/bundles/TARGET and DIR/report.json.
     """
     from edgec import pipeline, report
-
-    from . import console
 
     made = pipeline.compress(
         recipe,

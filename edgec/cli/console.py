@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import threading
@@ -10,10 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import typer
+
+from edgec.errors import SystemFailure
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _PLAIN_WIDTH: Final = 200
+_NAME_A_FILE: Final = "name a file that can be written, or - for stdout"
 _live: Progress | None = None
 _lock = threading.Lock()
 _counted: tuple[str, int, Callable[[int], None]] | None = None
@@ -27,14 +33,20 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+    stop_progress()
+    # Little padding: on 80 columns every character that a table saves is one that no word is broken for.
+    drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, name in enumerate(columns):
         figures = bool(rows) and all(_is_figure(row[index]) for row in rows)
         drawn.add_column(Text(name), justify="right" if figures else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(cell) for cell in row))
     # A pipe has no width: a table cut to 80 columns would lose data.
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False).print(drawn)
+    screen = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+    if title:
+        # Not the table's own title, which is folded to the width of the columns.
+        screen.print(Text(title), soft_wrap=True)
+    screen.print(drawn)
 
 
 def info(message: str) -> None:
@@ -100,7 +112,7 @@ def _bars() -> Progress:
 
     return Progress(
         TextColumn("{task.description:<34}", markup=False),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=Console(file=sys.stderr),
@@ -116,7 +128,35 @@ def write_json(path: Path, data: Any) -> None:
         sys.stdout.flush()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    if path.exists() and not path.is_file():  # a pipe, /dev/stderr
+        path.write_text(text, encoding="utf-8")
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def json_option(help: str) -> Any:
+    """The option --json of a command, checked before its work, which would be lost with it."""
+    return typer.Option("--json", metavar="FILE", callback=_writable, help=help)
+
+
+def _writable(path: Path | None) -> Path | None:
+    if path is None or str(path) == "-":
+        return path
+    if path.is_dir():
+        raise SystemFailure(f"{path} is a folder", _NAME_A_FILE)
+    place = path.absolute() if path.exists() else path.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not path.exists() and not place.is_dir():
+        raise SystemFailure(f"{path} cannot be written: {place} is not a folder", _NAME_A_FILE)
+    if not os.access(place, os.W_OK):
+        raise SystemFailure(f"{path} cannot be written: {place} is read-only", _NAME_A_FILE)
+    return path
 
 
 def _is_figure(cell: str) -> bool:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edgec.cli import console
+
 
 def doctor(
     repair: Annotated[
@@ -16,9 +18,7 @@ def doctor(
         bool,
         typer.Option("--install-emulator", help="Download the arm64 system that --on qemu://CPU runs bundles in."),
     ] = False,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the findings as JSON; - is stdout.")
-    ] = None,
+    json: Annotated[Path | None, console.json_option("Write the findings as JSON; - is stdout.")] = None,
 ) -> None:
     """Check this installation and name the cure of every fault.
 
@@ -28,8 +28,6 @@ def doctor(
 
     from edgec import doctor as checks
     from edgec.devices import sysroot
-
-    from . import console
 
     if repair:
         for file in checks.repair():

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edgec.cli import console
+
 
 def evaluate(
     model: Annotated[
@@ -36,18 +38,14 @@ def evaluate(
     skip_malformed: Annotated[
         bool, typer.Option("--skip-malformed", help="Count malformed rows instead of stopping at the first.")
     ] = False,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to a file as well.")
-    ] = None,
+    json: Annotated[Path | None, console.json_option("Write the figures to a file as well.")] = None,
 ) -> None:
-    """Score a model on labelled data and print {metrics, groups, n, skipped} as JSON.
+    """Score a bundle or a model on labelled data.
 
-    text-classification: accuracy and macro F1. feature-extraction, on pairs with a score: Spearman's rank
-    correlation of the cosine similarity.
+    Prints {metrics, groups, n, skipped} as JSON. text-classification: accuracy and macro F1. feature-extraction, on
+    pairs with a score: Spearman's rank correlation of the cosine similarity.
     """
     from edgec.evaluation import evaluate as score
-
-    from . import console
 
     result = score(
         model,

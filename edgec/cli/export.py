@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edgec.cli import console
+
 
 def export(
     model: Annotated[
@@ -31,14 +33,13 @@ def export(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the manifest there too; - is stdout.")
-    ] = None,
+    json: Annotated[Path | None, console.json_option("Write the manifest there too; - is stdout.")] = None,
 ) -> None:
-    """Export a model for a target: a build as its passes left it, any other source in fp32."""
-    from edgec import pipeline
+    """Export a model for one target.
 
-    from . import console
+    A build is exported as its passes left it, any other source in fp32.
+    """
+    from edgec import pipeline
 
     manifest = pipeline.export(
         model,

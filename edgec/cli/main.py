@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, Final
 
 # Before anything can import onnxruntime; see edgec_runtime.
@@ -71,6 +72,9 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for as long as the process lives
     sys.exit(invoke(sys.argv[1:]))
 
 
@@ -101,6 +105,9 @@ def invoke(args: list[str]) -> int:
         # Typer's own usage errors: it vendors click, so they are recognised by what they can do.
         if not hasattr(error, "format_message"):
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            console.info(error.format_message())
+            return 2
         context = getattr(error, "ctx", None)
         hint = f"`{context.command_path} --help` explains the command" if context else ""
         return _fail(error.format_message(), hint, 2)

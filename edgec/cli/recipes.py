@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from edgec.cli import console
+
 app = typer.Typer(no_args_is_help=True, help="The recipes that ship, and a check for your own.")
 
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the recipes as JSON; - is stdout.")]
+Json = Annotated[Path | None, console.json_option("Write the recipes as JSON; - is stdout.")]
 
 
 @app.command("list")
@@ -17,8 +19,6 @@ def list_(json: Json = None) -> None:
     """List the recipes that ship."""
     from edgec import resources
     from edgec.recipe import load_recipe
-
-    from . import console
 
     found = [load_recipe(name) for name in resources.names("recipe")]
     if str(json) != "-":
@@ -36,8 +36,6 @@ def show(
     """Print a recipe file, checked."""
     from edgec.recipe import load_recipe
 
-    from . import console
-
     recipe = load_recipe(name)
     if str(json) != "-":
         typer.echo(recipe.source_path.read_text(encoding="utf-8-sig"), nl=False)
@@ -47,19 +45,17 @@ def show(
 
 @app.command()
 def check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Recipe files, or names.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Recipe files, or names.")],
     json: Json = None,
 ) -> None:
-    """Check recipes and the targets that they name, without loading a model; report every problem.
+    """Check recipes without loading a model.
 
-    Exit code 2 when one has a problem.
+    Reports every problem of each file and of the targets that it names. Exit code 2 when one has a problem.
     """
     from edgec.errors import RecipeError, UserError
     from edgec.passes import PASSES
     from edgec.recipe import load_recipe
     from edgec.target import load_target
-
-    from . import console
 
     problems: dict[str, list[str]] = {}
     for file in files:

@@ -9,10 +9,8 @@ import typer
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="The folder of a bundle.")],
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Texts; - reads texts from stdin, one a line.")
-    ],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Texts; - reads texts from stdin, one a line.")],
     pair: Annotated[
         str | None, typer.Option("--pair", metavar="TEXT", help="text-classification: the second text.")
     ] = None,

@@ -7,17 +7,17 @@ from typing import Annotated
 
 import typer
 
+from edgec.cli import console
+
 app = typer.Typer(no_args_is_help=True, help="The machine classes that bundles are made for.")
 
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON; - is stdout.")]
+Json = Annotated[Path | None, console.json_option("Write the figures as JSON; - is stdout.")]
 
 
 @app.command("list")
 def list_(json: Json = None) -> None:
     """List the targets that ship, and on what each was verified."""
     from edgec.target import list_targets
-
-    from . import console
 
     found = list_targets()
     if str(json) != "-":
@@ -38,8 +38,6 @@ def show(
     """Print a target file, checked."""
     from edgec.target import load_target
 
-    from . import console
-
     target = load_target(name)
     if str(json) != "-":
         typer.echo(target.source_path.read_text(encoding="utf-8-sig"), nl=False)
@@ -57,8 +55,6 @@ def detect(
     """Name the target that fits a device best; the reasons go to stderr."""
     from edgec.devices import open_device
     from edgec.target import detect as best_target
-
-    from . import console
 
     with open_device(on) as device:
         facts = device.facts()

@@ -7,24 +7,23 @@ from typing import Annotated
 
 import typer
 
+from edgec.cli import console
+
 
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of the bundle.")],
     on: Annotated[
         str, typer.Option("--on", metavar="DEVICE", help="local, ssh://user@host[:port] or qemu://cpu.")
     ] = "local",
-    json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")
-    ] = None,
+    json: Annotated[Path | None, console.json_option("Write the result as JSON; - is stdout.")] = None,
 ) -> None:
-    """Replay the bundle's golden vectors on a device: token ids, graph outputs and answers.
+    """Replay a bundle's golden vectors on a device.
 
-    Ends with exit code 1 where they are not reproduced, and names the worst output.
+    Compares token ids, graph outputs and answers. Ends with exit code 1 where they are not reproduced, and names
+    the worst output.
     """
     from edgec import pipeline
     from edgec.errors import GateFailed
-
-    from . import console
 
     found = pipeline.verify(bundle, on=on, say=console.say)
     if str(json) != "-":

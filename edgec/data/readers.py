@@ -35,12 +35,13 @@ Text = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Example:
-    """One row. `groups` maps each column that was asked for to the row's value in it."""
+    """One row. `groups` maps each column that was asked for to the row's value in it. line: where the row begins."""
 
     text: str
     text_pair: str | None = None
     label: str | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
+    line: int = field(default=0, compare=False)
 
     @property
     def request(self) -> Text:
@@ -91,7 +92,7 @@ class Examples:
             for row in _ROWS[self.format](stream, self._named()):
                 if row.problem is None and text is None:
                     text = self._text_column(list(row.values))
-                made = row.problem if row.problem is not None else self._example(row.values, text or "")
+                made = row.problem if row.problem is not None else self._example(row, text or "")
                 if isinstance(made, Example):
                     read += 1
                     yield made
@@ -126,8 +127,9 @@ class Examples:
             f"name it (--text, text=); the columns are {', '.join(columns)}",
         )
 
-    def _example(self, values: Mapping[str, Any], text: str) -> Example | str:
+    def _example(self, row: _Row, text: str) -> Example | str:
         """The example of a row, or what is wrong with the row."""
+        values = row.values
         for column in (text, self.text_pair):
             if column is not None and not isinstance(values.get(column), str):
                 return f"{column!r} is not a text"
@@ -138,7 +140,7 @@ class Examples:
         if label == "":
             return f"{self.label!r} is empty"
         pair = None if self.text_pair is None else values[self.text_pair]
-        example = Example(values[text], pair, label, {c: str(values[c]) for c in self.group_by})
+        example = Example(values[text], pair, label, {c: str(values[c]) for c in self.group_by}, row.line)
         try:  # bytes that are not UTF-8 were read as lone surrogates, and JSON can spell a lone surrogate
             "".join((example.text, pair or "", label or "", *example.groups.values())).encode()
         except UnicodeEncodeError:

@@ -129,11 +129,12 @@ def rows(report: BenchReport) -> list[tuple[str, ...]]:
     table: list[tuple[str, ...]] = []
     shapes = list(report.bundles[0].shapes)
     for shape in shapes:
-        table += [_row(one, f"{shape[0]} x {shape[1]} tokens", one.shapes[shape]) for one in report.bundles]
+        what = f"{shape[0]} x {shape[1]} tokens"
+        table += [_row(_title(one, report), what, one.shapes[shape]) for one in report.bundles]
     # Not every bundle may run under every schedule.
     for schedule in dict.fromkeys(name for one in report.bundles for name in one.schedules):
         table += [
-            _row(one, f"texts, {schedule}", one.schedules[schedule], False)
+            _row(_title(one, report), f"texts, {schedule}", one.schedules[schedule], False)
             for one in report.bundles
             if schedule in one.schedules
         ]
@@ -144,7 +145,7 @@ def fact_rows(report: BenchReport) -> list[tuple[str, ...]]:
     """Size, load time, cold start and memory as a table of FACTS."""
     return [
         (
-            _title(one),
+            _title(one, report),
             f"{one.bytes / 1e6:.1f}",
             f"{one.load_ms:.0f}",
             "-" if one.cold_start_ms is None else f"{one.cold_start_ms:.0f}",
@@ -155,10 +156,10 @@ def fact_rows(report: BenchReport) -> list[tuple[str, ...]]:
     ]
 
 
-def _row(bundle: BundleFigures, what: str, found: Figures, times: bool = True) -> tuple[str, ...]:
+def _row(title: str, what: str, found: Figures, times: bool = True) -> tuple[str, ...]:
     # A call of a schedule answers many texts: its time in ms depends on how many, its texts a second do not.
     return (
-        _title(bundle),
+        title,
         what,
         *((f"{ms:.2f}" if times else "") for ms in (found.p50_ms, found.p90_ms, found.p99_ms)),
         f"{found.texts_per_s:.1f}",
@@ -167,8 +168,11 @@ def _row(bundle: BundleFigures, what: str, found: Figures, times: bool = True) -
     )
 
 
-def _title(bundle: BundleFigures) -> str:
-    return f"{bundle.name} {bundle.precision} {bundle.target}"
+def _title(bundle: BundleFigures, report: BenchReport) -> str:
+    """What tells a bundle from the others; a name that all share would only widen the table."""
+    facts = f"{bundle.precision} {bundle.target}"
+    shared = len(report.bundles) > 1 and len({one.name for one in report.bundles}) == 1
+    return facts if shared else f"{bundle.name} {facts}"
 
 
 def _bundle(one: Mapping[str, Any]) -> BundleFigures:

@@ -11,7 +11,6 @@ from edgec_runtime.manifest import Quality
 
 from edgec.data.metrics import cosines
 from edgec.data.readers import Text
-from edgec.models.requests import requests_for
 from edgec.state import Progress, no_progress
 
 _CHUNK = 32
@@ -38,6 +37,8 @@ def quality(
     (token-classification) or a mask (fill-mask), one row a text for other logits. texts: see `requests_for`.
     Raises DataError where there are none, and BundleError for a text that cannot be encoded.
     """
+    from edgec.models.requests import requests_for  # the package loads torch, which scoring a bundle does without
+
     requests = requests_for(task, texts, mask_token=mask_token)
     figures: list[float] = []
     step = progress("quality", len(requests))

@@ -21,8 +21,6 @@ from edgec_runtime.tasks.embed import EmbeddingModel
 from edgec.data.metrics import accuracy, cosines, macro_f1, spearman
 from edgec.data.readers import Example, OnError, read_examples
 from edgec.errors import DataError, UserError
-from edgec.models import load_model
-from edgec.models.torch_model import torch_model
 from edgec.state import ModelState, Progress, no_progress
 
 if TYPE_CHECKING:
@@ -111,13 +109,16 @@ Measure = Callable[[Sequence[int]], Metrics]
 
 
 def _open(model: str | Path | ModelState | Model, threads: int | None) -> tuple[Model, bool]:
-    """The model ready to run, and whether it is this module's to close."""
+    """The model ready to run, and whether it is this module's to close. A bundle needs no torch, so none is loaded."""
+    if isinstance(model, str | Path) and Path(model, MANIFEST_FILE).is_file():
+        return edgec_runtime.load(model, threads=threads), True
+    if not isinstance(model, str | Path | ModelState):
+        return model, False
+    from edgec.models import load_model
+    from edgec.models.torch_model import torch_model
+
     if isinstance(model, ModelState):
         return torch_model(model), True
-    if not isinstance(model, str | Path):
-        return model, False
-    if Path(model, MANIFEST_FILE).is_file():
-        return edgec_runtime.load(model, threads=threads), True
     return torch_model(load_model(model)), True
 
 
@@ -155,7 +156,7 @@ def _classify(model: Classifier, examples: list[Example], where: str, progress: 
 
 
 def _similarity(model: EmbeddingModel, examples: list[Example], where: str, progress: Progress) -> Measure:
-    scores = [_number(example.label, where) for example in examples]
+    scores = [_number(example.label, f"{where}:{example.line}") for example in examples]
     pairs = [(example.text, example.text_pair or "") for example in examples]
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     embeddings = dict(zip(texts, _outputs(model, texts, "sentence_embedding", progress), strict=True))
@@ -203,13 +204,17 @@ def _label_indices(examples: list[Example], labels: Sequence[str], where: str) -
         (folded if len(folded) == len(names) else {}, str.casefold),
         (numbers, str),
     )
+    matches = []
     for known, spell in spellings:
-        found = [known[spell(g)] for g in given if spell(g) in known]
-        if len(found) == len(given):
-            return found
-    unknown = next(g for g in given if g not in names)
+        found = [known.get(spell(g)) for g in given]
+        if None not in found:
+            return [index for index in found if index is not None]
+        matches.append(found)
+    # In the spelling that fits best: where all but one are numbers, that one is the mistake.
+    best = min(matches, key=lambda found: found.count(None))
+    unknown = examples[best.index(None)]
     raise DataError(
-        f"{where}: the model has no label {unknown!r}",
+        f"{where}:{unknown.line}: the model has no label {str(unknown.label)!r}",
         f"its labels are {', '.join(labels)}; numbers from 0 to {len(labels) - 1} stand for them",
     )
 

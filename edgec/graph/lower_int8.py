@@ -98,6 +98,8 @@ class MatMulWithBias(_Rule):
         return (
             _constant(weight, 2)
             and _constant(bias, 1)
+            # A single number is added to every channel; the kernel wants one for each.
+            and bias.const_value.shape[0] == weight.const_value.shape[1]
             and self.lowering.layer_of(product.producer(), "linear") is not None
         )
 

@@ -84,11 +84,14 @@ def _tidy(model: ir.Model) -> None:
     model.producer_name, model.producer_version = "edgec", None
     model.doc_string = None
     model.metadata_props.clear()
+    model.graph.metadata_props.clear()
     seen: Counter[str] = Counter()
     for node in model.graph.all_nodes():
         path = module_path(node.metadata_props.get("pkg.torch.onnx.name_scopes"))
         node.metadata_props.clear()
         node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
         if path:
             node.metadata_props[MODULE_KEY] = path
         name = f"{path}/{node.op_type}" if path else node.op_type
@@ -104,7 +107,9 @@ def module_path(name_scopes: str | None) -> str:
     if not name_scopes:
         return ""
     scopes = ast.literal_eval(name_scopes)
-    return str(scopes[-2]) if len(scopes) > 1 else ""
+    path = str(scopes[-2]) if len(scopes) > 1 else ""
+    # torch's stand-in for a node that it made itself.
+    return "" if path.startswith("_empty_nn_module_stack") else path
 
 
 def _first_line(error: BaseException) -> str:
@@ -115,12 +120,17 @@ def _first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch's exporter warns about its own internals (torchvision, tree specs, axis names, folding) on every run."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript.optimizer")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx", "onnxscript.optimizer")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        # It prints the program that it could not export, too; the exception says what a user can act on.
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -136,7 +136,7 @@ def _quantization(data: dict[str, Any] | None) -> Quantization | None:
             None if bounds is None else (bounds[0], bounds[1]),
             None if factors is None else tuple(factors),
         )
-    return Quantization(data["scheme"], layers)
+    return Quantization(data["scheme"], layers, data["passes_before"])
 
 
 def _canonical(contents: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from hashlib import sha256
 from typing import Any, ClassVar, Protocol
 
 from edgec_runtime.manifest import PassRecord
@@ -49,13 +50,16 @@ def run_pass(step: Pass, state: ModelState, ctx: PassContext) -> ModelState:
 
 
 def _fingerprint(state: ModelState) -> tuple[Any, ...]:
-    """Changes with any in-place change of the parts' tensors (torch counts them) and with the decision."""
-    versions = tuple(
-        (name, tensor.data_ptr(), tensor._version)
+    """Changes with any tensor of the parts and with the decision."""
+    import torch
+
+    tensors = tuple(
+        # The bytes themselves: torch's own count of in-place changes misses those made through `.data`.
+        (name, tensor.dtype, tensor.shape, sha256(tensor.detach().reshape(-1).view(torch.uint8).numpy()).digest())
         for part in state.parts.values()
         for name, tensor in part.state_dict().items()
     )
-    return versions, state.quantization, state.history
+    return tensors, state.quantization, state.history
 
 
 def _plain(record: PassRecord) -> PassRecord:

@@ -103,7 +103,7 @@ class Quantize:
             "calibration_texts": len(ctx.texts) if self.scheme == "static" else 0,
             "left_alone": left_alone,
         }
-        quantization = Quantization(self.scheme, {**layers, **smoothed})
+        quantization = Quantization(self.scheme, {**layers, **smoothed}, len(state.history))
         return PassResult(dataclasses.replace(state, quantization=quantization), report)
 
     def ensures(self, before: ModelState, after: ModelState) -> None:

@@ -1,0 +1,150 @@
+"""Every family in int8, static and dynamic: exported, run by onnxruntime, and near its float form."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from edgec_runtime.engine import OnnxRuntimeEngine
+from graphs import constant, module_of, of_type
+from tiny_models import FAMILIES, SENTENCES, tiny
+
+from edgec.exporter import Exporter
+from edgec.graph.lower_int8 import lower_int8
+from edgec.graph.store import open_graph
+from edgec.models import load_model
+from edgec.passes import Quantize, run_pass
+from edgec.state import LayerQuantization, PassContext
+from edgec.target import Target
+
+Export = Callable[[str], Exporter]
+
+# Weights are random and rows are short, so nothing averages out: real models come nearer.
+FLOOR = {"static": 0.99, "dynamic": 0.985}
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """An Exporter of a family, calibrated; made once."""
+
+    @cache
+    def make(family: str) -> Exporter:
+        folder = tmp_path_factory.mktemp(family)
+        state = load_model(tiny(family, "feature-extraction", folder / "model"))
+        return Exporter(run_pass(Quantize(), state, PassContext(folder, SENTENCES)), name=family)
+
+    return make
+
+
+def _lowered(exporter: Exporter, scheme: str, target: Target) -> ir.Model:
+    assert exporter.state.quantization is not None
+    layers = {}
+    for key, layer in exporter.state.quantization.layers.items():
+        bounds = layer.input_range if scheme == "static" else None
+        layers[key.partition(":")[2]] = LayerQuantization(layer.kind, bounds)
+    return lower_int8(exporter.traced, scheme, layers, target)
+
+
+def _embed(engine: OnnxRuntimeEngine, ids: list[np.ndarray], pad: int) -> np.ndarray:
+    """One padded batch of rows of any length."""
+    table = np.full((len(ids), max(map(len, ids))), pad, np.int32)
+    mask = np.zeros_like(table)
+    for i, row in enumerate(ids):
+        table[i, : len(row)], mask[i, : len(row)] = row, 1
+    return engine.run({"input_ids": table, "attention_mask": mask})["sentence_embedding"]
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(axis=-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+def _rows(exporter: Exporter) -> list[np.ndarray]:
+    # Texts that were not calibrated on stand beside those that were.
+    texts = [*SENTENCES, "Bern and Egypt trade letters.", "A cold engine!", "who"]
+    return [np.array(exporter.state.tokenizer(text)["input_ids"], np.int32) for text in texts]
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_is_near_float(family: str, scheme: str, export: Export, here: Target) -> None:
+    exporter = export(family)
+    (part,) = exporter.state.parts.values()
+    engine = open_graph(_lowered(exporter, scheme, here))
+    rows = _rows(exporter)
+    with torch.inference_mode():
+        expected = np.concatenate([part(*(torch.from_numpy(x[None]) for x in (r, np.ones_like(r))))[0] for r in rows])
+    alone = np.concatenate([_embed(engine, [row], exporter.manifest.preprocessing.pad_id) for row in rows])
+    assert not np.allclose(alone, expected, atol=1e-4)  # it is int8 that ran
+    assert _cosine(alone, expected).min() > FLOOR[scheme]
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_rows(family: str, scheme: str, export: Export, here: Target) -> None:
+    exporter = export(family)
+    engine = open_graph(_lowered(exporter, scheme, here))
+    rows, pad = _rows(exporter), exporter.manifest.preprocessing.pad_id
+    alone = np.concatenate([_embed(engine, [row], pad) for row in rows])
+    together = _embed(engine, rows, pad)
+    # With fixed scales padding can tip a rounding and no more; a dynamic scale is that of the whole batch.
+    assert _cosine(alone, together).min() > (0.9995 if scheme == "static" else 0.985)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float_graphs_pad_without_a_trace(family: str, export: Export) -> None:
+    exporter = export(family)
+    engine = open_graph(exporter.float_graph)
+    rows, pad = _rows(exporter), exporter.manifest.preprocessing.pad_id
+    alone = np.concatenate([_embed(engine, [row], pad) for row in rows])
+    np.testing.assert_allclose(_embed(engine, rows, pad), alone, atol=1e-4)
+    assert exporter.float_parity.max_abs < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decided_layers_run_in_int8_and_no_others(family: str, export: Export, here: Target) -> None:
+    exporter = export(family)
+    model = _lowered(exporter, "static", here)
+    assert exporter.state.quantization is not None
+    layers = exporter.state.quantization.layers
+    decided = {key.partition(":")[2] for key, layer in layers.items() if layer.kind == "linear"}
+    # At least attention's (3 or 1, and 1) and the first of the feed-forward, in both layers.
+    assert len(decided) >= 6
+    assert {module_of(node) for node in of_type(model, "MatMulIntegerToFloat")} == decided
+    (record,) = exporter.state.history
+    left = {key.partition(":")[2] for key in record.report["left_alone"]}
+    for node in (*of_type(model, "MatMul"), *of_type(model, "Gemm")):
+        weight = node.inputs[1]
+        if weight is not None and weight.const_value is not None and constant(weight).ndim == 2:
+            assert module_of(node) in left
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bundle_of_every_family(family: str, export: Export, here: Target, tmp_path: Path) -> None:
+    manifest = export(family).write(tmp_path / "bundle", here)
+    parity = manifest.parity["int8_against_float"]
+    assert parity["mean_cosine"] > FLOOR["static"]
+    assert manifest.family == family and manifest.parts[0].precision == "int8"
+
+
+def test_families_that_have_it_keep_one_attention_node_a_layer(export: Export, here: Target) -> None:
+    native = {"bert", "distilbert", "roberta", "xlm-roberta", "electra"}
+    found = {family for family in FAMILIES if len(of_type(_lowered(export(family), "static", here), "Attention")) == 2}
+    assert found == native
+
+
+def test_smoothing_holds_for_a_family_with_another_layout(export: Export, here: Target, tmp_path: Path) -> None:
+    exporter = export("modernbert")
+    floats = dataclasses.replace(exporter.state, quantization=None, history=())
+    state = run_pass(Quantize(smooth=("*.Wqkv", "*.Wi")), floats, PassContext(tmp_path, SENTENCES))
+    assert state.quantization is not None
+    layers = {key.partition(":")[2]: layer for key, layer in state.quantization.layers.items()}
+    engine = open_graph(lower_int8(exporter.traced, "static", layers, here))
+    plain = open_graph(exporter.float_graph)
+    rows, pad = _rows(exporter), exporter.manifest.preprocessing.pad_id
+    assert _cosine(_embed(engine, rows, pad), _embed(plain, rows, pad)).min() > FLOOR["static"]
