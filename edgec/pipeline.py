@@ -179,7 +179,7 @@ def verify(bundle: str | Path, *, on: str = "local", say: Say = lambda message: 
     """
     with open_device(on) as device:
         say(f"replay the golden vectors on {device.name}")
-        return {"device": device.name, **_check(device, Path(bundle))}
+        return {"device": device.name, **_check(device, Path(bundle), say)}
 
 
 def bench(
@@ -312,10 +312,13 @@ def _quality(
     return Quality(metric, before.metrics[metric], after.metrics[metric], drop, after.n)
 
 
-def _check(device: Device, bundle: Path) -> dict[str, Any]:
+def _check(device: Device, bundle: Path, say: Say) -> dict[str, Any]:
     if not bundle.is_dir():
         raise UserError(f"there is no bundle {bundle}", "give the folder that holds manifest.json")
-    done = device.runtime(["check", device.place(bundle), "--json", "-"])
+    placed = device.place(bundle)
+    done = device.runtime(
+        ["check", placed, "--json", "-"], on_line=lambda line: say(line) if line.startswith("warning: ") else None
+    )
     try:
         found = json.loads(done.stdout)
     except ValueError:

@@ -93,7 +93,13 @@ def progress(label: str, total: int) -> Callable[[int], None]:
             _live.start()
         bars = _live
     task = bars.add_task(label, total=total or None)
-    return lambda done: bars.update(task, completed=done)
+
+    def move(done: int) -> None:
+        bars.update(task, completed=done)
+        if bars.finished:
+            stop_progress()  # the full bar stays where it is, and what follows is told below it
+
+    return move
 
 
 def stop_progress() -> None:

@@ -88,12 +88,20 @@ def invoke(args: list[str]) -> int:
         console.info(f"warning: {message}") if issubclass(category, BundleWarning | TruncationWarning) else None
     )
     try:
-        code = app(args=args, standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        command = typer.main.get_command(app)
+        # Not `app(args)`: typer would turn Ctrl-C into an exit without a word.
+        with command.make_context("edgec", args) as context:
+            command.invoke(context)
+        return 0
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", "", INTERRUPTED)
+        resume = args[:1] == ["compress"]
+        return _fail("interrupted", "--resume takes up the passes that were finished" if resume else "", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of stdout has gone (as in `… | head`); Python must not try to flush again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (EdgecError, BundleError) as error:
         _traceback_if_wanted()
         return _fail(error.message, error.hint, error.exit_code)
@@ -108,8 +116,8 @@ def invoke(args: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             console.info(error.format_message())
             return 2
-        context = getattr(error, "ctx", None)
-        hint = f"`{context.command_path} --help` explains the command" if context else ""
+        place = getattr(error, "ctx", None)
+        hint = f"`{place.command_path} --help` explains the command" if place else ""
         return _fail(error.format_message(), hint, 2)
     finally:
         console.stop_progress()

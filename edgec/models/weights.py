@@ -130,6 +130,10 @@ def load_weights(folder: Path, config: Any, task: str, *, trust_remote_code: boo
     if task == "feature-extraction" and getattr(model, "pooler", None) is not None:
         model.pooler = None  # its output is in no embedding; a graph or a calibration without it is the smaller
     _check_complete(folder, task, info, set(model.state_dict()))
+    # Mapped tensors lie wherever the file has them, and a matrix product differs in its last bits with the alignment:
+    # in memory of torch's own, the same weights calibrate to the same ranges whatever file they came from.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return model.eval()
 
 

@@ -29,8 +29,7 @@ def test_every_layer_is_found_by_its_module_path(exporter: Exporter) -> None:
         assert path in modules
         if node.op_type in ("MatMul", "Gemm") and path:
             products[path] = products.get(path, 0) + 1
-    # The pooler of BERT takes no part in the task.
-    linear = {p for p, m in modules.items() if isinstance(m, torch.nn.Linear) and "pooler" not in p}
+    linear = {p for p, m in modules.items() if isinstance(m, torch.nn.Linear)}
     assert products == dict.fromkeys(linear, 1)
 
 

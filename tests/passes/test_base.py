@@ -95,12 +95,12 @@ def _new_tensor(state: ModelState) -> ModelState:
 
 
 def _lost_module(state: ModelState) -> ModelState:
-    state.parts["encoder"].model.pooler = None
+    state.parts["encoder"].model.embeddings.LayerNorm = None
     return dataclasses.replace(state)
 
 
 def _half_precision(state: ModelState) -> ModelState:
-    state.parts["encoder"].model.pooler.half()
+    state.parts["encoder"].model.embeddings.LayerNorm.half()
     return dataclasses.replace(state)
 
 
@@ -138,7 +138,7 @@ def test_a_pass_says_what_it_left_alone(state: ModelState, tmp_path: Path, repor
 
 
 def test_tensors_of_every_type_are_looked_at(state: ModelState, tmp_path: Path) -> None:
-    state.parts["encoder"].model.pooler.to(torch.bfloat16)
+    state.parts["encoder"].model.embeddings.LayerNorm.to(torch.bfloat16)
     state.parts["encoder"].register_buffer("step", torch.tensor(3))
     assert run_pass(Shorten(), state, PassContext(tmp_path)).spec.max_length == 16
 

@@ -208,7 +208,9 @@ def test_undefined_weights_are_no_calibration(tmp_path: Path, ctx: PassContext) 
     state = load_model(tiny("bert", "feature-extraction", tmp_path / "m", intermediate_size=32))
     with torch.no_grad():
         state.parts["encoder"].model.encoder.layer[0].attention.output.dense.weight[0, 0] = float("nan")
-    with pytest.raises(PassError, match=r"the inputs of encoder:model\.encoder\.layer\.0.* span \[nan, nan\]") as caught:
+    with pytest.raises(
+        PassError, match=r"the inputs of encoder:model\.encoder\.layer\.0.* span \[nan, nan\]"
+    ) as caught:
         run(Quantize(), state, ctx)
     assert "check its weights" in caught.value.hint
 

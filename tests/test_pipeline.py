@@ -1,0 +1,316 @@
+"""compress from a recipe to a report on tiny models, and the other commands as functions on what it wrote."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import edgec_runtime
+import numpy as np
+import pytest
+import torch
+from edgec_runtime import integrity
+from edgec_runtime.check import check
+from tiny_models import LABELS, SENTENCES, sentence_transformer, tiny
+
+import edgec
+from edgec.devices.local import LocalDevice
+from edgec.errors import BudgetMissed, OutputExists, RecipeError, UserError
+from edgec.models import load_model
+from edgec.pipeline import require_budget
+from edgec.report import Report, rows
+from edgec.target import Target, misfits
+
+pytestmark = pytest.mark.filterwarnings("ignore::edgec_runtime.BundleWarning")
+
+
+class Workshop:
+    """A folder with a tiny sentence-transformer, texts, and recipes written into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        sentence_transformer(folder / "model", prompts={"query": "find "}, default_prompt=None)
+        (folder / "texts.txt").write_text("\n".join(SENTENCES) + "\n")
+
+    def recipe(self, name: str, targets: list[str], *, budget: str = "{}", evaluate: str = "{text: texts.txt}") -> Path:
+        path = self.folder / f"{name}.yaml"
+        path.write_text(
+            "edgec: 1\n"
+            "model: {source: ./model, task: feature-extraction}\n"
+            f"data: {{calibrate: {{text: texts.txt}}, evaluate: {evaluate}}}\n"
+            "passes:\n  - quantize: {scheme: static}\n"
+            f"targets: [{', '.join(targets)}]\n"
+            f"budget: {budget}\n"
+        )
+        return path
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="module")
+def fitting(here: Target) -> Target:
+    """`here`, where this machine is really of that class."""
+    with LocalDevice() as device:
+        if reasons := misfits(here, device.facts()):
+            pytest.skip(f"this machine is not of the target {here.name}: {reasons[0]}")
+    return here
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def report(workshop: Workshop, fitting: Target, foreign: Target, said: list[str]) -> Report:
+    """A whole run: one target that this machine can measure, and one that it cannot."""
+    recipe = workshop.recipe(
+        "whole", [fitting.name, foreign.name], budget="{accuracy_drop: 0.2, size_mb: 0.001, speedup: 0.001}"
+    )
+    return edgec.compress(recipe, out=workshop.folder / "out", say=said.append)
+
+
+def test_what_compress_leaves(report: Report, workshop: Workshop, here: Target, foreign: Target) -> None:
+    out = workshop.folder / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["baseline", "bundles", "model", "report.json"]
+    assert sorted(path.name for path in (out / "bundles").iterdir()) == sorted([here.name, foreign.name])
+    assert (report.out, report.measured) == (out, here.name)
+    assert [path.name for path in workshop.folder.iterdir() if path.name.startswith(".")] == []
+    for folder in (out / "baseline", out / "bundles" / here.name, out / "bundles" / foreign.name):
+        assert check(folder).ok
+    assert integrity.read_manifest(out / "baseline").parts[0].precision == "fp32"
+    assert report.bundles[here.name] == integrity.read_manifest(out / "bundles" / here.name)
+    assert report.bundles[here.name].parts[0].precision == "int8"
+    assert report.bundles[here.name].name == "whole"
+
+
+def test_only_what_ran_here_is_called_measured(report: Report, here: Target, foreign: Target) -> None:
+    assert report.bundles[here.name].measured is True
+    assert report.bundles[foreign.name].measured is False
+    assert report.baseline.measured is False
+    assert report.bundles[here.name].execution.schedule in ("streams", "batches")
+
+
+def test_quality_is_the_cosine_against_fp32(report: Report, here: Target) -> None:
+    with (
+        edgec_runtime.load(report.out / "baseline", schedule="streams") as before,
+        edgec_runtime.load(report.out / "bundles" / here.name, schedule="streams") as after,
+    ):
+        a, b = before.embed(SENTENCES), after.embed(SENTENCES)
+    cosine = float(np.mean((a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
+    quality = report.bundles[here.name].quality
+    assert quality is not None and (quality.metric, quality.before, quality.n) == ("cosine", 1.0, len(SENTENCES))
+    assert quality.after == pytest.approx(cosine, abs=1e-5)
+    assert quality.drop == pytest.approx(1 - cosine, abs=1e-5)
+
+
+def test_report_json(report: Report, workshop: Workshop, here: Target, foreign: Target) -> None:
+    data = json.loads((report.out / "report.json").read_text())
+    assert data == json.loads(json.dumps(report.data))
+    assert data["command"] == f"edgec compress --recipe {workshop.folder}/whole.yaml"
+    assert data["recipe"]["passes"] == [{"quantize": {"scheme": "static"}}]
+    assert (data["device"], data["measured"], data["fell_back"]) == ("local", here.name, [])
+    assert data["machine"]["arch"] == here.arch
+    assert [one["target"] for one in data["bundles"]] == [here.name, foreign.name]
+    assert [record["name"] for record in data["passes"]] == ["quantize"]
+    assert data["passes"][0]["report"]["left_alone"]
+    assert [len(one["shapes"]) for one in data["bench"]["bundles"]] == [2, 2]  # 16 tokens, and the model's 32
+    assert data["source"]["sha256"] == load_model(workshop.folder / "model").spec.sha256
+    size = sum(path.stat().st_size for path in (report.out / "baseline").iterdir() if path.name != "manifest.json")
+    assert data["baseline"]["bytes"] == size
+
+
+def test_verdicts_of_a_whole_run(report: Report, here: Target, foreign: Target) -> None:
+    met = {(v.target, v.what): v.met for v in report.verdicts}
+    assert met == {
+        (here.name, "accuracy_drop"): True,
+        (here.name, "size_mb"): False,
+        (here.name, "speedup"): True,
+        (foreign.name, "accuracy_drop"): True,
+        (foreign.name, "size_mb"): False,
+        (foreign.name, "speedup"): None,
+    }
+    with pytest.raises(BudgetMissed, match=rf"{here.name}: size_mb 0\.\d+ misses the budget of 0\.001") as caught:
+        require_budget(report)
+    assert foreign.name in caught.value.message and "on_miss: fallback" in caught.value.hint
+    assert caught.value.exit_code == 1
+
+
+def test_the_table_of_a_whole_run(report: Report, here: Target, foreign: Target) -> None:
+    baseline, measured, other = rows(report)
+    assert baseline[0] == "fp32 baseline" and measured[0] == here.name
+    assert "x" in measured[4] and other[4] == "not measured here"
+
+
+def test_progress_names_every_step(report: Report, said: list[str], here: Target, foreign: Target) -> None:
+    steps = ["load ", "pass quantize", "save", "trace", f"export for {here.name}", f"export for {foreign.name}"]
+    found = [next(i for i, line in enumerate(said) if line.startswith(step)) for step in [*steps, "measure "]]
+    assert found == sorted(found)
+
+
+# The other commands, on what compress wrote.
+
+
+def test_export_of_a_build_is_what_compress_exported(
+    report: Report, foreign: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    manifest = edgec.export(report.out, target=foreign.name)
+    folder = tmp_path / f"model-{foreign.name}"
+    assert check(folder).ok and manifest == integrity.read_manifest(folder)
+    first = report.bundles[foreign.name]
+    assert (manifest.build_id, manifest.passes) == (first.build_id, first.passes)
+    for name in ("encoder.onnx", "encoder.onnx.data", "tokenizer.json", "golden.npz"):
+        assert (folder / name).read_bytes() == (report.out / "bundles" / foreign.name / name).read_bytes()
+
+
+def test_export_of_a_model_is_fp32(workshop: Workshop, here: Target, tmp_path: Path) -> None:
+    manifest = edgec.export(workshop.folder / "model", target=here.name, out=tmp_path / "b", max_length=16)
+    assert (manifest.parts[0].precision, manifest.preprocessing.max_length) == ("fp32", 16)
+    assert manifest.passes == () and check(tmp_path / "b").ok
+    with pytest.raises(OutputExists):
+        edgec.export(workshop.folder / "model", target=here.name, out=tmp_path / "b")
+
+
+def test_verify(report: Report, here: Target) -> None:
+    found = edgec.verify(report.out / "bundles" / here.name)
+    assert found["ok"] is True and found["device"] == "local"
+    assert found["max_abs"] <= found["limit_max_abs"]
+    with pytest.raises(UserError, match="there is no bundle"):
+        edgec.verify(report.out / "nowhere")
+
+
+def test_run_gives_json_values(report: Report, here: Target) -> None:
+    vectors = edgec.run(report.out / "bundles" / here.name, list(SENTENCES[:2]))
+    with edgec_runtime.load(report.out / "bundles" / here.name) as model:
+        np.testing.assert_array_equal(np.array(vectors, np.float32), model.embed(SENTENCES[:2]))
+    json.dumps(vectors)
+
+
+def test_bench(report: Report, here: Target) -> None:
+    bundles = [report.out / "baseline", report.out / "bundles" / here.name]
+    found = edgec.bench(bundles, tokens=(8,), batch=(1, 2), rounds=2, cold_start=False)
+    assert [one.path for one in found.bundles] == bundles
+    assert list(found.bundles[1].shapes) == [(1, 8), (2, 8)]
+    assert found.settings["rounds"] == 2 and found.bundles[1].cold_start_ms is None
+
+
+def test_audit(report: Report, here: Target) -> None:
+    found = edgec.audit(report.out / "bundles" / here.name)
+    assert found.int8_share > 0.5 and found.target == here.name
+
+
+# Budgets, labels and refusals, for a target that nothing is measured for.
+
+
+def _compress(workshop: Workshop, name: str, foreign: Target, budget: str, **options: Any) -> Report:
+    recipe = workshop.recipe(name, [foreign.name], budget=budget)
+    return edgec.compress(recipe, out=workshop.folder / name, **options)
+
+
+def test_a_missed_budget_falls_back_to_fp32(workshop: Workshop, foreign: Target) -> None:
+    report = _compress(workshop, "fallback", foreign, "{accuracy_drop: 0, speedup: 9, on_miss: fallback}")
+    assert report.data["fell_back"] == [foreign.name] and report.measured is None
+    shipped = integrity.read_manifest(report.out / "bundles" / foreign.name)
+    assert shipped == report.bundles[foreign.name] and shipped.parts[0].precision == "fp32"
+    assert check(report.out / "bundles" / foreign.name).ok
+    require_budget(report)  # what ships is within it
+    assert {v.what: v.met for v in report.verdicts} == {"accuracy_drop": False, "speedup": None}
+    assert report.data["bundles"][0]["precision"] == "fp32"
+
+
+def test_a_budget_that_is_met(workshop: Workshop, foreign: Target) -> None:
+    report = _compress(workshop, "met", foreign, "{accuracy_drop: 0.2, size_mb: 5, on_miss: fallback}")
+    require_budget(report)
+    assert report.data["fell_back"] == [] and report.bench is None
+    assert report.bundles[foreign.name].parts[0].precision == "int8"
+    assert all(verdict.met for verdict in report.verdicts)
+
+
+def test_refusals_come_before_any_work(workshop: Workshop, foreign: Target, tmp_path: Path) -> None:
+    recipe = workshop.recipe("early", [foreign.name])
+    (tmp_path / "out").mkdir()
+
+    def never(message: str) -> None:
+        raise AssertionError(f"work has begun: {message}")
+
+    with pytest.raises(OutputExists):
+        edgec.compress(recipe, out=tmp_path / "out", say=never)
+    with pytest.raises(RecipeError, match="smoothing"):
+        edgec.compress(recipe, out=tmp_path / "new", overrides=["passes.0.smoothing=[]"], say=never)
+    with pytest.raises(UserError, match="no such kind of device"):
+        edgec.compress(recipe, out=tmp_path / "new", on="usb://1", say=never)
+    with pytest.raises(UserError, match="there is no recipe named 'minilm-int'"):
+        edgec.compress("minilm-int", out=tmp_path / "new", say=never)
+    with pytest.raises(UserError, match="there is no target named"):
+        edgec.export(workshop.folder / "model", target="arm65", out=tmp_path / "new", say=never)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_static_without_texts(workshop: Workshop, foreign: Target, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"edgec: 1\nmodel: {{source: {workshop.folder}/model}}\npasses: [quantize]\ntargets: [{foreign.name}]\n"
+    )
+    with pytest.raises(UserError, match="static quantization needs calibration texts"):
+        edgec.compress(recipe, out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, foreign: Target) -> tuple[Path, Callable[..., Report]]:
+    """A folder with a classifier and labels that it gets right two times in three, and how to compress it."""
+    folder = tmp_path_factory.mktemp("labelled")
+    state = load_model(tiny("distilbert", "text-classification", folder / "model"))
+    texts = [f"{text} {word}" for text in SENTENCES for word in ("old", "new", "cold")]
+    names = LABELS["text-classification"]
+    with (folder / "rows.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["said", "mood"])
+        for number, text in enumerate(texts):
+            ids = state.tokenizer(text, return_tensors="pt")["input_ids"].to(torch.int32)
+            with torch.inference_mode():
+                best = int(state.parts["encoder"](ids, torch.ones_like(ids))[0].argmax())
+            writer.writerow([text, names[best if number % 3 else (best + 1) % 3]])
+    recipe = folder / "moods.yaml"
+    recipe.write_text(
+        "edgec: 1\n"
+        "model: {source: ./model}\n"
+        "data:\n"
+        "  calibrate: {text: rows.csv, text_column: said, rows: 6}\n"
+        "  evaluate: {text: rows.csv, text_column: said, label_column: mood}\n"
+        "passes: [quantize]\n"
+        f"targets: [{foreign.name}]\n"
+    )
+    return folder, lambda name, **options: edgec.compress(recipe, out=folder / name, **options)
+
+
+def test_quality_by_labels(labelled: tuple[Path, Callable[..., Report]], foreign: Target) -> None:
+    folder, compress = labelled
+    report = compress("out")
+    quality = report.bundles[foreign.name].quality
+    assert quality is not None
+    assert (quality.metric, quality.n) == ("accuracy", 18)
+    assert quality.before == pytest.approx(2 / 3)
+    with edgec_runtime.load(folder / "out" / "bundles" / foreign.name) as model, (folder / "rows.csv").open() as stream:
+        hits = [model.classify([row["said"]])[0].label == row["mood"] for row in csv.DictReader(stream)]
+    assert quality.after == pytest.approx(sum(hits) / 18)
+    assert quality.drop == pytest.approx(quality.before - quality.after)
+    assert report.bundles[foreign.name].passes[0].report["calibration_texts"] == 6
+    scored = edgec.evaluate(folder / "out" / "bundles" / foreign.name, folder / "rows.csv", text="said", label="mood")
+    assert scored.metrics["accuracy"] == quality.after
+    label = edgec.run(folder / "out" / "bundles" / foreign.name, ["the old house"])[0]
+    assert label["label"] in LABELS["text-classification"] and 0 < label["score"] <= 1
+
+
+def test_a_metric_that_the_task_does_not_give(labelled: tuple[Path, Callable[..., Report]]) -> None:
+    folder, compress = labelled
+    with pytest.raises(UserError, match="'spearman'; this task gives accuracy, macro_f1"):
+        compress("other", overrides=["data.evaluate.metric=spearman"])
+    assert not (folder / "other").exists()
