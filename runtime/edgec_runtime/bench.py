@@ -18,7 +18,7 @@ from .errors import TaskMismatch
 
 SCHEMA = 1
 _DEFAULT_TOKENS = (16, 64, 128)
-_BUSY = 0.5  # of the CPUs, by the load average of the minute before
+_BUSY = 0.25  # of all CPU time, in the moment before the run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def bench(
     """
     # Before anything of ours runs: the load should be that of the others.
     facts = machine.facts()
-    warnings = _state_of(facts)
+    warnings = _state_of(facts, machine.busy())
     shape_threads, text_threads = threads or 1, threads or machine.usable_cpus()
     contenders = [measure.Contender.open(path, shape_threads, warnings) for path in bundles]
     lengths = _lengths(tokens, contenders, warnings)
@@ -178,10 +178,10 @@ def _lengths(tokens: Sequence[int], contenders: Sequence[measure.Contender], war
     return list(dict.fromkeys(min(length, most) for length in tokens))
 
 
-def _state_of(facts: dict[str, Any]) -> list[str]:
+def _state_of(facts: dict[str, Any], busy: float | None) -> list[str]:
     warnings = []
-    if facts["load"] and facts["load"][0] > _BUSY * facts["usable"]:
-        warnings.append(f"the machine was busy before the run: load {facts['load'][0]} on {facts['usable']} CPUs")
+    if busy is not None and busy > _BUSY:
+        warnings.append(f"the machine was busy before the run: other work took {busy:.0%} of the CPU time")
     if facts["governor"] not in (None, "performance"):
         warnings.append(f"the CPU's governor is {facts['governor']}: its clock changes with the load")
     return warnings

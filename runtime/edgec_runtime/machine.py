@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,28 @@ def _cores(cpuinfo: str) -> int | None:
         return len(set(ids))
     processors = re.findall(r"^processor\s*:", cpuinfo, re.MULTILINE)
     return len(processors) or None
+
+
+def busy(seconds: float = 0.3) -> float | None:
+    """The share of all CPU time that others use just now, or None where the system does not tell.
+
+    The load average is no measure of that: it still counts what this program itself did a minute ago.
+    """
+    before = _cpu_times()
+    time.sleep(seconds)
+    after = _cpu_times()
+    if before is None or after is None or after[1] <= before[1]:
+        return None
+    return 1 - (after[0] - before[0]) / (after[1] - before[1])
+
+
+def _cpu_times() -> tuple[int, int] | None:
+    """(idle, all) ticks of all CPUs together since the start of the system."""
+    first = (_read("/proc/stat") or "").partition("\n")[0].split()
+    if len(first) < 6 or first[0] != "cpu":
+        return None
+    ticks = [int(value) for value in first[1:9]]  # guest time, which follows, is counted in user time already
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def _load() -> list[float] | None:

@@ -86,3 +86,21 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["cpus"] == os.cpu_count()
     assert __main__.main(["facts"]) == 0
     assert "numpy " + numpy.__version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "share"),
+    [
+        ("cpu  100 0 50 800 50 0 0 0 0 0\ncpu0 1", "cpu  130 0 60 840 60 0 10 0 0 0\ncpu0 1", 0.5),
+        ("cpu  100 0 50 800 50 0 0 0 0 0", "cpu  100 0 50 900 50 0 0 0 0 0", 0.0),
+        ("cpu  100 0 50 800 50 0 0 0 0 0", "cpu  100 0 50 800 50 0 0 0 0 0", None),
+        ("", "", None),
+    ],
+)
+def test_busy_is_the_share_of_ticks_that_were_not_idle(
+    monkeypatch: pytest.MonkeyPatch, before: str, after: str, share: float | None
+) -> None:
+    texts = iter([before, after])
+    monkeypatch.setattr(machine, "_read", lambda path: next(texts))
+    found = machine.busy(0)
+    assert found == (None if share is None else pytest.approx(share))
