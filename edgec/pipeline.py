@@ -67,6 +67,9 @@ def compress(
     out = Path(out) if out is not None else Path("build") / asked.name
     require_free(out, force=force)
     calibration, evaluation = (_texts(data) for data in (asked.data.calibrate, asked.data.evaluate))
+    if not calibration:
+        for step in check_passes(asked, PASSES):
+            step.requires_texts()
     cache = PassCache(out, resume=resume)
 
     with open_device(on) as device, atomic_folder(out, force=force) as work, cache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from edgec.passes import Quantize, run_pass
 from edgec.state import LayerQuantization, ModelState, PassContext, Quantization
 from edgec.target import Target, load_target
 
-PAIRS = tuple(zip(SENTENCES, SENTENCES[1:], strict=False))
+PAIRS = tuple(itertools.pairwise(SENTENCES))
 Export = Callable[[str, str], Exporter]
 
 

@@ -17,6 +17,10 @@ class Pass(Protocol):
 
     name: ClassVar[str]
 
+    def requires_texts(self) -> None:
+        """Raises DataError where these options need calibration texts; called when there are none, before any work."""
+        ...
+
     def requires(self, state: ModelState) -> None:
         """Raises a UserError where the state is not one that the pass can work on."""
         ...

@@ -59,6 +59,13 @@ class Quantize:
         if not 0 <= self.smooth_alpha <= 1:
             raise ValueError(f"smooth_alpha should be between 0 and 1, not {self.smooth_alpha}")
 
+    def requires_texts(self) -> None:
+        if self.scheme == "static":
+            raise DataError(
+                "static quantization needs calibration texts",
+                "give data.calibrate in the recipe, or scheme: dynamic",
+            )
+
     def requires(self, state: ModelState) -> None:
         if state.quantization is not None:
             raise UserError(
@@ -71,11 +78,8 @@ class Quantize:
 
         from edgec.passes.observe import observe
 
-        if self.scheme == "static" and not ctx.texts:
-            raise DataError(
-                "static quantization needs calibration texts",
-                "give data.calibrate in the recipe, or scheme: dynamic",
-            )
+        if not ctx.texts:
+            self.requires_texts()
         # Without texts one dummy row tells which layers take part in the task.
         texts = ctx.texts if self.scheme == "static" else ("calibration",)
         observed = observe(state, texts, ctx)

@@ -120,3 +120,10 @@ def test_file_that_may_not_grow(models: Path, here: Target, tmp_path: Path) -> N
     )
     assert_refused(done, 3, "File too large")
     assert tree(tmp_path) == []
+
+
+def test_a_polite_kill_cleans_up_as_ctrl_c_does(work: Path) -> None:
+    before = tree(work)
+    done, _ = stop(work, "export for", signal.SIGTERM)
+    assert_refused(done, 130, "error: interrupted")
+    assert [name for name in tree(work) if "/" not in name] == [".out.passes", *before]

@@ -211,3 +211,10 @@ def test_ssh_host_that_cannot_be_reached(folder: Path) -> None:
 def test_bundle_that_is_not_there(folder: Path) -> None:
     for command in (["run", "gone", "text"], ["verify", "gone"], ["bench", "gone"], ["audit", "gone"]):
         assert_refused(quick(folder, *command), 2, "gone")
+
+
+def test_static_quantization_without_calibration_texts(folder: Path) -> None:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("data:\n  calibrate: {text: texts.txt}\n", ""))
+    assert_refused(compress(folder), 2, "static quantization needs calibration texts", "data.calibrate")
+    assert tree(folder) == ["recipe.yaml", "texts.txt"]
