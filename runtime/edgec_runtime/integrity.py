@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
 from .errors import BundleNotFound, FileDamaged, ManifestInvalid, PartMissing, UnsafePath
 from .manifest import MANIFEST_FILE, FileInfo, Manifest, parse
+from .record import Record
 
 _MANIFEST_LIMIT: Final = 16 << 20
 _AGAIN: Final = "the bundle was changed or copied incompletely: copy it again"
 _NOT_OURS: Final = "do not use this bundle unless you trust where it came from"
 
 
-@dataclass(frozen=True)
-class Stamp:
+class Stamp(Record):
     """What the file system says of a file at the moment it was verified."""
 
     path: Path

@@ -12,10 +12,11 @@ import hashlib
 import json
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from .errors import FormatTooNew, ManifestInvalid
+from .record import Record
 
 FORMAT_VERSION: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
@@ -28,8 +29,7 @@ TASKS: Final = (
 )
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(Record):
     """A graph input or output. `shape` mixes sizes and axis names: ("batch", "tokens", 384)."""
 
     name: str
@@ -37,8 +37,7 @@ class TensorInfo:
     shape: tuple[int | str, ...]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(Record):
     """One graph of the model. `precision` is "int8" or "fp32"."""
 
     name: str
@@ -48,8 +47,7 @@ class Part:
     outputs: tuple[TensorInfo, ...]
 
 
-@dataclass(frozen=True)
-class FileInfo:
+class FileInfo(Record):
     """A file of the bundle, `path` relative to its folder, with "/" as separator."""
 
     path: str
@@ -57,8 +55,7 @@ class FileInfo:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(Record):
     """From text to ids.
 
     max_length: tokens a row, special tokens counted. long_text: "truncate" or "window". stride: tokens that two
@@ -76,8 +73,7 @@ class Preprocessing:
     default_prompt: str | None = None
 
 
-@dataclass(frozen=True)
-class Postprocessing:
+class Postprocessing(Record):
     """From the graph's outputs to an answer. Only the fields of the bundle's task are set.
 
     dimension, pooling, normalized: feature-extraction (the work itself is inside the graph). activation:
@@ -96,8 +92,7 @@ class Postprocessing:
     mask_id: int | None = None
 
 
-@dataclass(frozen=True)
-class Execution:
+class Execution(Record):
     """How the runtime should run the parts.
 
     batch_invariant: False where a row's answer depends on its batch-mates (one dynamic scale for a whole batch);
@@ -110,8 +105,7 @@ class Execution:
     batch_size: int = 8
 
 
-@dataclass(frozen=True)
-class TargetInfo:
+class TargetInfo(Record):
     """The machine class the graphs were lowered for. `features` are the CPU features that the answers rely on."""
 
     name: str
@@ -119,8 +113,7 @@ class TargetInfo:
     features: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Golden:
+class Golden(Record):
     """Golden vectors, and how far a device may be from them.
 
     max_abs: largest absolute difference of any graph output. min_cosine: smallest cosine similarity between an
@@ -132,8 +125,7 @@ class Golden:
     min_cosine: float
 
 
-@dataclass(frozen=True)
-class PassRecord:
+class PassRecord(Record):
     """One pass of the recipe: its options and the figures that it reported."""
 
     name: str
@@ -141,8 +133,7 @@ class PassRecord:
     report: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Quality:
+class Quality(Record):
     """What compression cost. metric: "cosine" (mean against the float model) or the metric of `data.evaluate`."""
 
     metric: str
@@ -152,8 +143,7 @@ class Quality:
     n: int
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Record):
     """Where the model came from. sha256 is that of its weight file."""
 
     model: str
@@ -162,8 +152,7 @@ class Source:
     license: str | None = None
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Record):
     """`manifest.json`.
 
     build_id names the compressed model and is the same in the bundles of all targets of one build. digest is the

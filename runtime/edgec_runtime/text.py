@@ -8,7 +8,6 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from .errors import ManifestInvalid, TextInvalid
 from .manifest import Preprocessing
 from .notices import TruncationWarning, warn
+from .record import Record
 from .tokenizer_file import open_tokenizer
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 _PROBES: Final = ("a", "the", "1", "?")
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(Record):
     """The tokens of one text without special tokens. `encoding` has offsets into the text, in characters."""
 
     ids: Ids
@@ -38,8 +37,7 @@ class Content:
         return len(self.ids)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(Record):
     """One input of the graph: ids and type_ids of shape (tokens,), special tokens included.
 
     The row holds the tokens [first, first + count) of the text that was windowed (of a pair: the second one),
@@ -53,8 +51,7 @@ class Row:
     count: int
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(Record):
     """A request, ready for the graph. content: the tokens of its text (of a pair: the second one). dropped:
     how many tokens of the request are in no row."""
 
@@ -63,8 +60,7 @@ class Encoded:
     dropped: int = 0
 
 
-@dataclass(frozen=True)
-class _Template:
+class _Template(Record):
     """Where the tokenizer's post-processor puts special tokens: ids and type ids before, between and
     after."""
 
