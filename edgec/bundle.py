@@ -40,14 +40,15 @@ def write_bundle(
     graphs: Mapping[str, ir.Model],
     tokenizer: bytes,
     requests: Sequence[Any],
+    license_text: str | None = None,
     force: bool = False,
 ) -> Manifest:
     """Write the bundle `out` and return its sealed manifest.
 
     manifest: all but files, golden vectors, versions and digest. graphs: by file name. tokenizer: the content of a
     tokenizer.json. requests: what the golden vectors are made of, raw texts in the form that the task takes; their
-    expected outputs are those of the written graphs, computed by the runtime. Raises OutputExists, SystemFailure, and
-    the BundleError of a graph that the runtime refuses.
+    expected outputs are those of the written graphs, computed by the runtime. license_text: what the model's own
+    licence files say. Raises OutputExists, SystemFailure, and the BundleError of a graph that the runtime refuses.
     """
     with atomic_folder(out, force=force) as folder:
         for name, graph in graphs.items():
@@ -70,7 +71,7 @@ def write_bundle(
             ),
             versions=versions(),
         )
-        (folder / "LICENSES").write_text(license_notes(manifest), encoding="utf-8")
+        (folder / "LICENSES").write_text(license_notes(manifest, license_text), encoding="utf-8")
         (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
         manifest = dataclasses.replace(manifest, files=_listing(folder)).sealed()
         (folder / MANIFEST_FILE).write_text(manifest.to_text(), encoding="utf-8")

@@ -15,7 +15,7 @@ from edgec_runtime.manifest import Manifest, PassRecord, TargetInfo
 from edgec_runtime.notices import TruncationWarning
 
 from edgec.bundle import write_bundle
-from edgec.data.samples import SAMPLE_TEXTS
+from edgec.data.samples import SAMPLE_PAIR, SAMPLE_TEXTS
 from edgec.graph.float_graph import prepare_float
 from edgec.graph.lower_int8 import lower_int8
 from edgec.graph.parity import Outputs, Parity, float_parity, int8_parity, sample_feeds
@@ -28,9 +28,12 @@ from edgec.models.torch_model import model_on, tokenizer_json
 from edgec.nn.parts import Part
 from edgec.state import ModelState
 from edgec.target import Target
+from edgec.task_rules import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from edgec.data.readers import Text
 
 FP32: Final = "fp32"
 INT8: Final = "int8"
@@ -39,9 +42,9 @@ INT8: Final = "int8"
 class Exporter:
     """Writes bundles of one ModelState.
 
-    opset: of ONNX; lowered to what the family's graph works with. long_text, stride: see describe. name: of the
-    bundles. Making an Exporter traces the model and compares the float graph with torch: raises ModelError,
-    ParityError.
+    opset: of ONNX; lowered to what the family's graph works with. long_text, stride, null_answers, max_answer_tokens:
+    see describe. name: of the bundles. Making an Exporter traces the model and compares the float graph with torch:
+    raises UserError for settings that the task has no use for, ModelError, ParityError.
     """
 
     def __init__(
@@ -52,17 +55,29 @@ class Exporter:
         opset: int = 23,
         long_text: str | None = None,
         stride: int = 0,
+        null_answers: bool = False,
+        max_answer_tokens: int = MAX_ANSWER_TOKENS,
         seed: int = 0,
     ) -> None:
         ((self.part_name, part),) = state.parts.items()
         assert isinstance(part, Part)
+        described = describe(
+            state,
+            long_text=long_text,
+            stride=stride,
+            null_answers=null_answers,
+            max_answer_tokens=max_answer_tokens,
+        )
+        self.manifest = dataclasses.replace(described, name=name)
         self.state = state
         self.opset = min(opset, FAMILIES[state.spec.family].opset)
         self.traced = trace(part, opset=self.opset, max_length=state.spec.max_length)
         self.float_graph = prepare_float(self.traced)
         self.tokenizer = tokenizer_json(state)
-        self.manifest = dataclasses.replace(describe(state, long_text=long_text, stride=stride), name=name)
-        self.requests = requests_for(state.spec.task, SAMPLE_TEXTS, mask_token=str(state.tokenizer.mask_token or ""))
+        texts: tuple[Text, ...] = SAMPLE_TEXTS
+        if state.spec.task == "text-classification" and self.manifest.preprocessing.pairs:
+            texts = (*texts, SAMPLE_PAIR)
+        self.requests = requests_for(state.spec.task, texts, mask_token=str(state.tokenizer.mask_token or ""))
         feeds = sample_feeds(
             part,
             vocabulary=part.model.config.vocab_size,
@@ -112,6 +127,7 @@ class Exporter:
             graphs={file: graph},
             tokenizer=self.tokenizer,
             requests=self.requests,
+            license_text=self.state.spec.license_text,
             force=force,
         )
 

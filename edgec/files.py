@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgec.errors import EdgecError, OutputExists, SystemFailure
+from edgec.errors import OutputExists, SystemFailure
 
 
 def require_free(out: Path, *, force: bool = False) -> None:
@@ -74,8 +74,6 @@ def _existing_parent(path: Path) -> Path:
 def _as_system_failure(out: Path) -> Iterator[None]:
     try:
         yield
-    except EdgecError:
-        raise
     except OSError as error:
         place = error.filename or out
         if error.errno == errno.ENOSPC:

@@ -58,11 +58,11 @@ special tokens counted; the padding id is {pre.pad_id}; `attention_mask` is 1 fo
 """
 
 
-def license_notes(manifest: Manifest) -> str:
-    """LICENSES of a bundle: what is known about the rights in its content."""
+def license_notes(manifest: Manifest, license_text: str | None = None) -> str:
+    """LICENSES of a bundle: what is known about the rights in its content, and the model's own licence files."""
     source = manifest.source
     stated = source.license or "not stated by the model's card: ask its publisher before you ship it"
-    return f"""Model weights and tokenizer
+    notes = f"""Model weights and tokenizer
   source:   {source.model}{f" (revision {source.revision})" if source.revision else ""}
   sha256:   {source.sha256 or "unknown"}
   licence:  {stated}
@@ -70,3 +70,4 @@ def license_notes(manifest: Manifest) -> str:
 
 The files written by edgec itself (manifest, README, graph structure) are under the Apache License 2.0.
 """
+    return notes if license_text is None else f"{notes}\n{license_text}"

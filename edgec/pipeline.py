@@ -6,12 +6,11 @@ What needs torch is imported where the work begins: a mistake in a recipe, a tar
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,15 +23,16 @@ from edgec_runtime.tasks.embed import EmbeddingModel
 from edgec import budget
 from edgec.data.readers import Text, read_texts
 from edgec.devices import compare, open_device
-from edgec.devices.device import Device, last_words
-from edgec.errors import BudgetMissed, DeviceError, EdgecError, UserError
+from edgec.devices.replay import replay, reproduced
+from edgec.errors import BudgetMissed
 from edgec.files import atomic_folder, require_free
 from edgec.passes import PASSES, run_pass
 from edgec.passes.cache import PassCache
 from edgec.recipe import EvaluationData, Recipe, TextData, check_passes, load_recipe
 from edgec.report import Report, make_report, write_report
 from edgec.state import ModelState, PassContext, Progress, no_progress
-from edgec.target import Target, detect, load_target, misfits
+from edgec.target import detect, load_target, misfits
+from edgec.task_rules import MAX_ANSWER_TOKENS, check_recipe
 
 if TYPE_CHECKING:
     from edgec.exporter import Exporter
@@ -58,11 +58,13 @@ def compress(
 
     Writes `out` (default build/NAME) whole or not at all: `model`, `baseline` (the fp32 bundle), `bundles/TARGET` and
     `report.json`. on: the device that measures. overrides: "passes.0.scheme=dynamic". resume: take up the passes that
-    an interrupted run finished. force: replace `out`. Raises EdgecError or BundleError; BudgetMissed only after
-    everything is written.
+    an interrupted run finished. force: replace `out`. Raises EdgecError or BundleError; GateFailed where the device
+    does not reproduce the answers of a bundle made for it. A missed budget raises nothing here: `verdicts` of the
+    report tell it, and require_budget raises.
     """
     started = time.monotonic()
     asked = load_recipe(recipe, overrides=overrides, passes=PASSES)
+    check_recipe(asked, asked.model.task)
     targets = [load_target(name) for name in asked.targets]
     out = Path(out) if out is not None else Path("build") / asked.name
     require_free(out, force=force)
@@ -74,7 +76,8 @@ def compress(
 
     with open_device(on) as device, atomic_folder(out, force=force) as work, cache:
         facts = device.facts()
-        measured = _fitting(targets, facts)
+        fitting = [target for target in targets if not misfits(target, facts)]
+        measured = detect(facts, fitting)[0] if fitting else None
         say(f"load {asked.model.source}")
         from edgec.bundle import annotate
         from edgec.exporter import FP32
@@ -93,14 +96,19 @@ def compress(
             folder = work / "bundles" / target.name
             exporter.write(folder, target)
             found = _quality(work / "baseline", folder, asked.data.evaluate, evaluation, progress)
-            bundles[target.name] = annotate(folder, quality=found)
+            bundles[target.name] = annotate(folder, quality=found, schedule=asked.export.schedule)
 
+        verified = {}
+        for target in fitting:
+            say(f"verify {target.name} on {device.name}")
+            verified[target.name] = reproduced(device, work / "bundles" / target.name, target.name, on_warning=say)
         bench = None
         if measured is not None and not device.emulated:
             say(f"measure {measured.name} against fp32 on {device.name}")
             folder = work / "bundles" / measured.name
             bench = compare.bench(device, [work / "baseline", folder], on_line=say)
-            bundles[measured.name] = annotate(folder, measured=True, schedule=_schedule(bench.bundles[1]))
+            schedule = asked.export.schedule or _schedule(bench.bundles[1])
+            bundles[measured.name] = annotate(folder, measured=True, schedule=schedule)
 
         timed = measured.name if bench is not None and measured is not None else None
         verdicts = budget.judge(asked.budget, bundles, bench, timed)
@@ -110,8 +118,13 @@ def compress(
             fell_back = sorted({verdict.target for verdict in missed})
             for name in fell_back:
                 say(f"{name}: the budget is missed, fp32 ships instead")
-                shutil.rmtree(work / "bundles" / name)
-                bundles[name] = exporter.write(work / "bundles" / name, load_target(name), precision=FP32)
+                folder = work / "bundles" / name
+                shutil.rmtree(folder)
+                exporter.write(folder, load_target(name), precision=FP32)
+                bundles[name] = annotate(folder, schedule=asked.export.schedule)
+                if name in verified:
+                    say(f"verify {name} on {device.name}")
+                    verified[name] = reproduced(device, folder, name, on_warning=say)
         report = make_report(
             out,
             recipe=asked.to_dict(),
@@ -123,6 +136,7 @@ def compress(
             bundles=bundles,
             bench=bench,
             measured=timed,
+            verified=verified,
             verdicts=verdicts,
             fell_back=fell_back,
             seconds=time.monotonic() - started,
@@ -147,15 +161,19 @@ def export(
     target: str,
     out: str | Path | None = None,
     task: str | None = None,
+    revision: str | None = None,
     opset: int = 23,
     max_length: int | None = None,
+    null_answers: bool = False,
+    max_answer_tokens: int = MAX_ANSWER_TOKENS,
     force: bool = False,
     trust_remote_code: bool = False,
     say: Say = lambda message: None,
 ) -> Manifest:
     """Export a model source (fp32), or a build that `compress` wrote (as it was quantized), for one target.
 
-    out: default NAME-TARGET. Raises EdgecError or BundleError.
+    out: default NAME-TARGET. revision: of a hub id. null_answers, max_answer_tokens: of question-answering, see
+    docs/recipes.md. Raises EdgecError or BundleError.
     """
     chosen = load_target(target)
     source = _build_folder(model)
@@ -165,11 +183,13 @@ def export(
     from edgec.exporter import Exporter
     from edgec.models import load_model
 
-    state = load_model(source, task=task, max_length=max_length, trust_remote_code=trust_remote_code)
+    state = load_model(source, task=task, revision=revision, max_length=max_length, trust_remote_code=trust_remote_code)
     folder = Path(out) if out is not None else Path(f"{state.spec.name}-{chosen.name}")
     require_free(folder, force=force)
     say("trace the float graph and compare it with torch")
-    exporter = Exporter(state, name=state.spec.name, opset=opset)
+    exporter = Exporter(
+        state, name=state.spec.name, opset=opset, null_answers=null_answers, max_answer_tokens=max_answer_tokens
+    )
     say(f"export for {chosen.name}")
     return exporter.write(folder, chosen, force=force)
 
@@ -177,12 +197,11 @@ def export(
 def verify(bundle: str | Path, *, on: str = "local", say: Say = lambda message: None) -> dict[str, Any]:
     """Replay the bundle's golden vectors on a device: the JSON that `python -m edgec_runtime check` writes there.
 
-    Its `ok` tells the outcome. Raises GateFailed or UserError where the runtime refuses the bundle, DeviceError where
-    the device fails.
+    Its `ok` tells the outcome. Raises EdgecError or BundleError; DeviceError where the device fails.
     """
     with open_device(on) as device:
         say(f"replay the golden vectors on {device.name}")
-        return {"device": device.name, **_check(device, Path(bundle), say)}
+        return {"device": device.name, **replay(device, Path(bundle), on_warning=say)}
 
 
 def bench(
@@ -242,6 +261,14 @@ def _compressed(
         trust_remote_code=asked.model.trust_remote_code,
         max_length=asked.export.max_length,
     )
+    spec = state.spec
+    check_recipe(
+        asked,
+        spec.task,
+        max_length=spec.max_length,
+        multi_label=spec.multi_label,
+        dynamic=state.quantization is not None and state.quantization.scheme == "dynamic",
+    )
     original = state
     done: list[dict[str, Any]] = []
     for config, step in zip(asked.passes, check_passes(asked, PASSES), strict=True):
@@ -268,6 +295,8 @@ def _exporter(state: ModelState, asked: Recipe) -> Exporter:
         opset=settings.opset,
         long_text=settings.long_text,
         stride=settings.stride,
+        null_answers=settings.null_answers,
+        max_answer_tokens=settings.max_answer_tokens,
         seed=asked.seed,
     )
 
@@ -306,39 +335,9 @@ def _quality(
             )
             for path in (baseline, folder)
         )
-    metric: str = data.metric or list(after.metrics)[0]  # noqa: RUF015 - the first is the task's main one
-    if metric not in after.metrics:
-        raise UserError(
-            f"data.evaluate.metric is {metric!r}; this task gives {', '.join(after.metrics)}", "choose one of those"
-        )
+    metric: str = data.metric or next(iter(after.metrics))  # the first is the task's main one
     drop = before.metrics[metric] - after.metrics[metric]
     return Quality(metric, before.metrics[metric], after.metrics[metric], drop, after.n)
-
-
-def _check(device: Device, bundle: Path, say: Say) -> dict[str, Any]:
-    if not bundle.is_dir():
-        raise UserError(f"there is no bundle {bundle}", "give the folder that holds manifest.json")
-    placed = device.place(bundle)
-    done = device.runtime(
-        ["check", placed, "--json", "-"], on_line=lambda line: say(line) if line.startswith("warning: ") else None
-    )
-    try:
-        found = json.loads(done.stdout)
-    except ValueError:
-        found = None
-    if isinstance(found, dict):
-        return found
-    said = {
-        kind: line.partition(": ")[2]
-        for line in done.stderr.splitlines()
-        for kind in ("error", "hint")
-        if line.startswith(f"{kind}: ")
-    }
-    if "error" not in said:
-        raise DeviceError(f"{device.name}: the check did not finish: {last_words(done)}")
-    error = EdgecError(f"{device.name}: {said['error']}", said.get("hint", ""))
-    error.exit_code = done.code
-    raise error
 
 
 def _texts(data: TextData | None) -> tuple[Text, ...]:
@@ -353,12 +352,6 @@ def _texts(data: TextData | None) -> tuple[Text, ...]:
             rows=data.rows,
         )
     )
-
-
-def _fitting(targets: Sequence[Target], facts: Mapping[str, Any]) -> Target | None:
-    """The best of `targets` for the device, or None where none fits."""
-    fitting = [target for target in targets if not misfits(target, facts)]
-    return detect(facts, fitting)[0] if fitting else None
 
 
 def _schedule(figures: compare.BundleFigures) -> str:

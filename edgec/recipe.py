@@ -107,13 +107,19 @@ class ExportConfig:
     """How the graph is made.
 
     opset: of ONNX. max_length: tokens a text, special ones counted; None: the model's own. long_text: what
-    happens to a longer text; None: the task's usual way. stride: tokens that two neighbouring windows share.
+    happens to a longer text; None: the task's usual way. stride: tokens that two neighbouring windows share; 0: a
+    quarter of a row. schedule: how the runtime shares out many texts; None: as measured where a target fits the
+    device, else streams. null_answers: "there is no answer" may win; max_answer_tokens: the longest answer (both of
+    question-answering).
     """
 
     opset: int = field(default=23, metadata=bounds(at_least=18, at_most=23))
     max_length: int | None = field(default=None, metadata=bounds(at_least=8))
     long_text: Literal["truncate", "window"] | None = None
     stride: int = field(default=0, metadata=bounds(at_least=0))
+    schedule: Literal["streams", "batches"] | None = None
+    null_answers: bool = False
+    max_answer_tokens: int = field(default=30, metadata=bounds(at_least=1))
 
     def __post_init__(self) -> None:
         if self.stride and self.long_text == "truncate":

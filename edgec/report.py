@@ -50,11 +50,16 @@ def make_report(
     bundles: Mapping[str, Manifest],
     bench: BenchReport | None,
     measured: str | None,
+    verified: Mapping[str, Mapping[str, Any]],
     verdicts: Sequence[Verdict],
     fell_back: Sequence[str],
     seconds: float,
 ) -> Report:
-    """Gather a Report. command: what repeats the run. fell_back: targets that ship fp32, as on_miss says."""
+    """Gather a Report.
+
+    command: what repeats the run. verified: by target, how far the device was from the golden vectors; a target that
+    the device is not of has none. fell_back: targets that ship fp32, as on_miss says.
+    """
     data = {
         "schema": SCHEMA,
         "command": command,
@@ -65,7 +70,9 @@ def make_report(
         "source": dataclasses.asdict(baseline.source),
         "passes": [dataclasses.asdict(record) for record in history],
         "baseline": {"path": "baseline", **_summary(baseline)},
-        "bundles": [{"path": f"bundles/{name}", **_summary(m)} for name, m in bundles.items()],
+        "bundles": [
+            {"path": f"bundles/{name}", **_summary(m), "verified": verified.get(name)} for name, m in bundles.items()
+        ],
         "measured": measured,
         "bench": None if bench is None else _bench(bench, measured),
         "budget": [dataclasses.asdict(verdict) for verdict in verdicts],

@@ -19,11 +19,6 @@ def recipes_dir() -> Path:
     return _folder("recipes")
 
 
-def targets_dir() -> Path:
-    """The folder of the shipped targets."""
-    return _folder("targets")
-
-
 def names(kind: Kind) -> tuple[str, ...]:
     """The names of all shipped files of a kind, sorted."""
     return tuple(sorted(path.stem for path in _folder(f"{kind}s").glob("*.yaml")))

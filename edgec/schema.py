@@ -99,19 +99,6 @@ def build(cls: type[T], node: yaml.Node, problems: Problems, key: str = "") -> T
         return INVALID
 
 
-def check_options(cls: type[T], options: yaml.Node | Mapping[str, Any], where: str) -> T:
-    """A `cls` from options: a node of a file, or a mapping from Python. `where` names them in errors.
-
-    Raises RecipeError with every problem.
-    """
-    if not isinstance(options, yaml.Node):
-        options = yaml.representer.SafeRepresenter().represent_data(options)
-    problems = Problems(where)
-    value = build(cls, options, problems)
-    problems.raise_if_any()
-    return typing.cast("T", value)
-
-
 def to_plain(value: Any) -> Any:
     """What JSON can hold of a dataclass: its fields in their order, without internal ones."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

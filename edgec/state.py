@@ -20,7 +20,8 @@ class ModelSpec:
 
     source is the string the user gave; sha256 that of the weight file. max_length counts special tokens. pooling is
     "mean", "cls" or "max", normalize says whether embeddings have unit length (feature-extraction only). prompts
-    and default_prompt are those of sentence-transformers. pairs: the model was made for text pairs.
+    and default_prompt are those of sentence-transformers. pairs: the model was made for text pairs. license is what
+    the card states, license_text the licence files that lie beside the model.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelSpec:
     sha256: str | None = None
     revision: str | None = None
     license: str | None = None
+    license_text: str | None = None
     labels: tuple[str, ...] | None = None
     multi_label: bool = False
     pairs: bool = False

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from edgec_runtime.cpu import architecture, feature
+
 from edgec import resources
 from edgec.errors import UserError
 from edgec.schema import bounds, build, internal, pattern, to_plain
@@ -15,20 +17,6 @@ from edgec.yaml_tree import Problems, lookup, read, require_version
 FORMAT: Final = 1
 
 _HINT = "docs/targets.md explains every key; `edgec targets show arm64` prints a whole target"
-
-# A feature has one name in target files and bundles, whatever /proc/cpuinfo, Arm or macOS call it. The two
-# forms of VNNI (in 512-bit and in 256-bit registers) give the same exact sums of u8 x s8 products, so they
-# are one feature.
-_CANONICAL: Final = {
-    "asimd": "neon",
-    "advsimd": "neon",
-    "asimddp": "dotprod",
-    "feat_dotprod": "dotprod",
-    "feat_i8mm": "i8mm",
-    "avx512_vnni": "vnni",
-    "avx_vnni": "vnni",
-}
-_ARCHITECTURES: Final = {"arm64": "aarch64", "amd64": "x86_64", "x64": "x86_64"}
 
 Feature = Literal["neon", "dotprod", "i8mm", "avx2", "vnni"]
 
@@ -164,14 +152,13 @@ def misfits(target: Target, facts: Mapping[str, Any]) -> list[str]:
 
 def cpu_features(facts: Mapping[str, Any]) -> frozenset[str]:
     """The CPU features in facts, by the names that target files use."""
-    found = {_CANONICAL.get(name.lower(), name.lower()) for name in facts.get("features") or ()}
+    found = {feature(name) for name in facts.get("features") or ()}
     # AArch64 without it exists on paper only; some systems do not list it.
     return frozenset(found | {"neon"} if _arch(facts) == "aarch64" else found)
 
 
 def _arch(facts: Mapping[str, Any]) -> str:
-    arch = str(facts.get("arch") or "unknown").lower()
-    return _ARCHITECTURES.get(arch, arch)
+    return architecture(str(facts.get("arch") or "unknown"))
 
 
 def _os(facts: Mapping[str, Any]) -> str | None:

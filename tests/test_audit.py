@@ -13,10 +13,11 @@ import onnx
 import onnx.helper as oh
 import onnxruntime
 import pytest
-from edgec_runtime.errors import FileDamaged
+from edgec_runtime.errors import EngineFailed, FileDamaged, ManifestInvalid, OperatorRefused
 from edgec_runtime.manifest import PassRecord
 from float_bundles import write_float_bundle
 from onnx import TensorProto, numpy_helper
+from tiny_bundles import seal
 from tiny_models import tiny
 
 from edgec.auditing import GraphAudit, audit, audit_graph
@@ -290,6 +291,43 @@ def test_a_damaged_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     (copy / "model.onnx").write_bytes(b"x" + (copy / "model.onnx").read_bytes()[1:])
     with pytest.raises(FileDamaged):
         audit(copy)
+
+
+def test_a_graph_that_the_runtime_refuses_is_refused_alike(bundle: Path, tmp_path: Path) -> None:
+    """Resealed, so that only the graph itself is wrong."""
+
+    def foreign(graph: onnx.ModelProto) -> None:
+        graph.graph.node[-1].domain = "com.example"
+        graph.opset_import.append(oh.make_opsetid("com.example", 1))
+
+    def unknown(graph: onnx.ModelProto) -> None:
+        graph.graph.node[-1].op_type = "NoSuchOperator"
+
+    def unsound(graph: onnx.ModelProto) -> None:
+        graph.graph.node[-1].input[0] = "nowhere"
+
+    def renamed(graph: onnx.ModelProto) -> None:
+        graph.graph.output[0].name = graph.graph.node[-1].output[0] = "something"
+
+    cases = {foreign: OperatorRefused, unknown: OperatorRefused, unsound: EngineFailed, renamed: ManifestInvalid}
+    for change, error in cases.items():
+        copy = Path(shutil.copytree(bundle, tmp_path / change.__name__))
+        graph = onnx.load(copy / "model.onnx", load_external_data=False)
+        change(graph)
+        onnx.save(graph, copy / "model.onnx")
+        seal(copy)
+        with pytest.raises(error) as at_load:
+            edgec_runtime.load(copy)
+        with pytest.raises(error) as at_audit:
+            audit(copy)
+        assert at_audit.value.message == at_load.value.message
+
+
+def test_a_run_that_fails_is_told_by_part(tmp_path: Path) -> None:
+    nodes = [oh.make_node("MatMul", ["x", "w"], ["y"])]
+    path = save(tmp_path, nodes, [weight("w", HIDDEN, 16)], "y")
+    with pytest.raises(EngineFailed, match=r"failed in part 'model\.onnx' on x float32\[2, 3\]"):
+        audit_graph(path, {"x": np.zeros((2, 3), np.float32)})
 
 
 def test_sessions_are_opened_as_the_runtime_opens_them(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,17 @@ def test_licences(static: Path) -> None:
     assert "not stated by the model's card" in text and "converted and quantized to int8" in text
 
 
+def test_the_models_own_licence_files_are_in_the_bundle(exporter: Exporter, here: Target, tmp_path: Path) -> None:
+    theirs = "LICENSE:\n\nAs you like it, Zürich.\n"
+    licensed = copy.copy(exporter)
+    licensed.state = dataclasses.replace(
+        exporter.state, spec=dataclasses.replace(exporter.state.spec, license_text=theirs)
+    )
+    licensed.write(tmp_path / "bundle", here)
+    text = (tmp_path / "bundle" / "LICENSES").read_text(encoding="utf-8")
+    assert text.endswith(f"Apache License 2.0.\n\n{theirs}")
+
+
 @pytest.mark.parametrize("step", ["write_graph", "license_notes", "versions", "_listing"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_half_a_bundle_is_no_bundle(

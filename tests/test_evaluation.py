@@ -23,7 +23,7 @@ from tiny_models import LABELS, SENTENCES, tiny
 from edgec.cli.evaluate import evaluate as evaluate_command
 from edgec.cli.run import run as run_command
 from edgec.data.metrics import cosines
-from edgec.errors import DataError, UserError
+from edgec.errors import DataError, ModelError, UserError
 from edgec.evaluation import evaluate, quality
 from edgec.models import load_model
 from edgec.models.requests import requests_for
@@ -178,6 +178,13 @@ def test_refusals(tmp_path: Path, embedder_bundle: Path, classifier: Path) -> No
     tagger = load_model(tiny("bert", "token-classification", tmp_path / "tagger"))
     with pytest.raises(UserError, match="does not score token-classification"):
         evaluate(tagger, data, text="sentence1")
+
+
+def test_a_revision_is_for_a_hub_id(tmp_path: Path, classifier: Path, classifier_bundle: Path) -> None:
+    data = write_csv(tmp_path / "rows.csv", ["text", "label"], [("a text", "negative")])
+    for model, told in [(classifier_bundle, UserError), (classifier, ModelError)]:
+        with pytest.raises(told, match=r"revision 'main' was given, but .* is not a hub id"):
+            evaluate(model, data, revision="main")
 
 
 def test_malformed_rows_are_counted(tmp_path: Path, classifier_bundle: Path) -> None:

@@ -15,14 +15,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from edgec_runtime import golden
 from edgec_runtime.check import check
 from edgec_runtime.manifest import TASKS
 from tiny_models import SENTENCES, tiny
 
-from edgec.errors import ParityError, PassError
+from edgec.errors import ParityError, PassError, UserError
 from edgec.exporter import FP32, Exporter
 from edgec.graph.float_graph import prepare_float
 from edgec.models import load_model
+from edgec.models.describe import describe
 from edgec.passes import Quantize, run_pass
 from edgec.state import LayerQuantization, ModelState, PassContext, Quantization
 from edgec.target import Target, load_target
@@ -57,6 +59,21 @@ def test_every_task_from_model_to_answer(task: str, family: str, export: Export,
     assert check(tmp_path / "fp32").ok
     with edgec_runtime.load(tmp_path / "fp32") as before, edgec_runtime.load(tmp_path / "int8") as after:
         _require_alike(task, before, after, exporter.state)
+
+
+def test_golden_vectors_of_a_classifier_have_a_pair(export: Export, here: Target, tmp_path: Path) -> None:
+    exporter = export("bert", "text-classification")
+    exporter.write(tmp_path / "fp32", here, precision=FP32)
+    vectors = golden.read(tmp_path / "fp32" / "golden.npz")
+    (index,) = (i for i, request in enumerate(vectors.requests) if isinstance(request, list))
+    encoded = exporter.state.tokenizer(*vectors.requests[index], truncation=True, max_length=64, return_tensors="pt")
+    assert encoded["token_type_ids"].any()
+    np.testing.assert_array_equal(vectors.ids[index], encoded["input_ids"][0])
+    (part,) = exporter.state.parts.values()
+    with torch.inference_mode():
+        (expected,) = part(*(encoded[name].to(torch.int32) for name in part.input_names))  # type: ignore[union-attr]
+    np.testing.assert_allclose(vectors.outputs[index]["logits"], expected[0].numpy(), atol=1e-4)
+    assert all(isinstance(request, str) for request in export("bert", "feature-extraction").requests)
 
 
 def _require_alike(task: str, before: object, after: object, state: ModelState) -> None:
@@ -109,6 +126,20 @@ def _require_alike(task: str, before: object, after: object, state: ModelState) 
         assert fills[0].token == best
         assert fills[0].score == pytest.approx(float(np.exp(row.max()) / np.exp(row).sum()), abs=1e-4)
         assert after.fill_mask(masked)[0].score == pytest.approx(fills[0].score, abs=0.1)
+
+
+def test_settings_of_a_task_reach_the_manifest(export: Export, tmp_path: Path) -> None:
+    post = export("bert", "question-answering").manifest.postprocessing
+    assert (post.null_answers, post.max_answer_tokens) == (False, 30)
+    state = export("bert", "question-answering").state
+    asked = describe(state, null_answers=True, max_answer_tokens=7, stride=5)
+    assert (asked.postprocessing.null_answers, asked.postprocessing.max_answer_tokens) == (True, 7)
+    assert (asked.preprocessing.long_text, asked.preprocessing.stride) == ("window", 5)
+
+
+def test_windows_that_a_task_does_not_have(quantized: ModelState) -> None:
+    with pytest.raises(UserError, match=r"export\.long_text is window, which feature-extraction cannot do"):
+        Exporter(quantized, name="tiny", long_text="window")
 
 
 def test_precisions_of_one_build(exporter: Exporter, here: Target, tmp_path: Path) -> None:

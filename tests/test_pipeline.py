@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,16 @@ import pytest
 import torch
 from edgec_runtime import integrity
 from edgec_runtime.check import check
+from edgec_runtime.errors import BundleNotFound
+from edgec_runtime.manifest import MANIFEST_FILE
 from tiny_models import LABELS, SENTENCES, sentence_transformer, tiny
+from typer.testing import CliRunner
 
 import edgec
+from edgec.cli.main import app
+from edgec.devices import sysroot
 from edgec.devices.local import LocalDevice
-from edgec.errors import BudgetMissed, OutputExists, RecipeError, UserError
+from edgec.errors import BudgetMissed, GateFailed, ModelError, OutputExists, RecipeError, UserError
 from edgec.models import load_model
 from edgec.pipeline import require_budget
 from edgec.report import Report, rows
@@ -150,8 +157,85 @@ def test_the_table_of_a_whole_run(report: Report, here: Target, foreign: Target)
 
 def test_progress_names_every_step(report: Report, said: list[str], here: Target, foreign: Target) -> None:
     steps = ["load ", "pass quantize", "save", "trace", f"export for {here.name}", f"export for {foreign.name}"]
-    found = [next(i for i, line in enumerate(said) if line.startswith(step)) for step in [*steps, "measure "]]
+    steps += [f"verify {here.name} on local", "measure "]
+    found = [next(i for i, line in enumerate(said) if line.startswith(step)) for step in steps]
     assert found == sorted(found)
+    assert [line for line in said if line.startswith("verify ")] == [f"verify {here.name} on local"]
+
+
+def test_what_fits_the_device_was_verified_there(report: Report, here: Target) -> None:
+    found = check(report.out / "bundles" / here.name)
+    mine, other = (one["verified"] for one in report.data["bundles"])
+    assert mine == {"device": "local", "max_abs": found.max_abs, "min_cosine": found.min_cosine}
+    assert other is None and "verified" not in report.data["baseline"]
+
+
+class Strict(LocalDevice):
+    """This machine, where every bundle asks for answers nearer than near."""
+
+    def place(self, folder: Path) -> str:
+        placed = folder.parent / "placed"
+        shutil.copytree(folder, placed)
+        manifest = integrity.read_manifest(placed)
+        golden = dataclasses.replace(manifest.golden, min_cosine=1.5)
+        (placed / MANIFEST_FILE).write_text(dataclasses.replace(manifest, golden=golden).sealed().to_text())
+        return str(placed)
+
+
+def test_answers_that_the_device_does_not_reproduce_end_the_run(
+    workshop: Workshop, fitting: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgec.pipeline.open_device", lambda url: Strict())
+    said: list[str] = []
+    told = rf"{fitting.name} on local: .*the worst output is 'sentence_embedding'"
+    with pytest.raises(GateFailed, match=told) as caught:
+        edgec.compress(workshop.recipe("strict", [fitting.name]), out=workshop.folder / "strict", say=said.append)
+    assert caught.value.exit_code == 1 and caught.value.hint
+    assert said[-1] == f"verify {fitting.name} on local" and not (workshop.folder / "strict").exists()
+
+
+@pytest.mark.emulated
+@pytest.mark.skipif(sysroot.missing() is not None, reason=str(sysroot.missing()))
+def test_an_emulated_device_verifies_and_times_nothing(workshop: Workshop) -> None:
+    cpu = "qemu://cortex-a72"
+    report = edgec.compress(workshop.recipe("emulated", ["arm64"]), out=workshop.folder / "emulated", on=cpu)
+    (one,) = report.data["bundles"]
+    assert one["verified"]["device"] == cpu and 0 <= one["verified"]["max_abs"] <= one["golden"]["max_abs"]
+    assert report.bench is None and report.measured is None and not one["measured"]
+
+
+def test_a_schedule_of_the_recipe_is_not_measured_over(
+    workshop: Workshop, fitting: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgec.pipeline.SCHEDULE_GAIN", float("inf"))  # by measurement it would be streams
+    recipe = workshop.recipe("schedule", [fitting.name])
+    report = edgec.compress(recipe, out=workshop.folder / "schedule", overrides=["export.schedule=batches"])
+    manifest = report.bundles[fitting.name]
+    assert (manifest.measured, manifest.execution.schedule) == (True, "batches")
+
+
+def test_settings_of_question_answering_reach_the_bundle(foreign: Target, tmp_path: Path) -> None:
+    tiny("bert", "question-answering", tmp_path / "model", num_hidden_layers=1)
+    recipe = tmp_path / "reader.yaml"
+    recipe.write_text(
+        f"edgec: 1\nmodel: {{source: ./model}}\ntargets: [{foreign.name}]\n"
+        "export: {null_answers: true, max_answer_tokens: 7, stride: 9}\n"
+    )
+    manifest = edgec.compress(recipe, out=tmp_path / "out").bundles[foreign.name]
+    post = manifest.postprocessing
+    assert (post.null_answers, post.max_answer_tokens, manifest.preprocessing.stride) == (True, 7, 9)
+    words = ["export", str(tmp_path / "model"), "--target", foreign.name, "--out", str(tmp_path / "bundle")]
+    done = CliRunner().invoke(app, [*words, "--null-answers", "--max-answer-tokens", "5"])
+    assert done.exit_code == 0, done.exception
+    post = integrity.read_manifest(tmp_path / "bundle").postprocessing
+    assert (post.null_answers, post.max_answer_tokens) == (True, 5)
+
+
+@pytest.mark.parametrize("words", [["export", "--target", "arm64"], ["evaluate", "--data", "texts.txt"]])
+def test_a_revision_reaches_the_model_source(words: list[str], workshop: Workshop) -> None:
+    done = CliRunner().invoke(app, [*words, str(workshop.folder / "model"), "--revision", "v1"])
+    assert isinstance(done.exception, ModelError)
+    assert "revision 'v1' was given" in done.exception.message
 
 
 # The other commands, on what compress wrote.
@@ -182,7 +266,7 @@ def test_verify(report: Report, here: Target) -> None:
     found = edgec.verify(report.out / "bundles" / here.name)
     assert found["ok"] is True and found["device"] == "local"
     assert found["max_abs"] <= found["limit_max_abs"]
-    with pytest.raises(UserError, match="there is no bundle"):
+    with pytest.raises(BundleNotFound, match="nowhere does not exist"):
         edgec.verify(report.out / "nowhere")
 
 
@@ -215,10 +299,17 @@ def _compress(workshop: Workshop, name: str, foreign: Target, budget: str, **opt
 
 
 def test_a_missed_budget_falls_back_to_fp32(workshop: Workshop, foreign: Target) -> None:
-    report = _compress(workshop, "fallback", foreign, "{accuracy_drop: 0, speedup: 9, on_miss: fallback}")
+    report = _compress(
+        workshop,
+        "fallback",
+        foreign,
+        "{accuracy_drop: 0, speedup: 9, on_miss: fallback}",
+        overrides=["export.schedule=batches"],
+    )
     assert report.data["fell_back"] == [foreign.name] and report.measured is None
     shipped = integrity.read_manifest(report.out / "bundles" / foreign.name)
     assert shipped == report.bundles[foreign.name] and shipped.parts[0].precision == "fp32"
+    assert shipped.execution.schedule == "batches"
     assert check(report.out / "bundles" / foreign.name).ok
     require_budget(report)  # what ships is within it
     assert {v.what: v.met for v in report.verdicts} == {"accuracy_drop": False, "speedup": None}
@@ -311,6 +402,10 @@ def test_quality_by_labels(labelled: tuple[Path, Callable[..., Report]], foreign
 
 def test_a_metric_that_the_task_does_not_give(labelled: tuple[Path, Callable[..., Report]]) -> None:
     folder, compress = labelled
-    with pytest.raises(UserError, match="'spearman'; this task gives accuracy, macro_f1"):
-        compress("other", overrides=["data.evaluate.metric=spearman"])
+    for early in ([], ["model.task=text-classification"]):
+        said: list[str] = []
+        with pytest.raises(RecipeError, match="'spearman'; with labels text-classification gives accuracy, macro_f1"):
+            compress("other", overrides=["data.evaluate.metric=spearman", *early], say=said.append)
+        # The task is known from the recipe before the load, from the model right after it.
+        assert [line.split()[0] for line in said] == ([] if early else ["load"])
     assert not (folder / "other").exists()

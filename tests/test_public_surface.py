@@ -20,10 +20,13 @@ EDGEC = {
     "bench": ["bundles", "on", "tokens", "batch", "threads", "rounds", "cold_start", "say"],
     "compress": ["recipe", "out", "on", "overrides", "resume", "force", "progress", "say"],
     "evaluate": [
-        *("model", "data", "format", "text", "text_pair", "label", "group_by", "rows", "on_error", "threads"),
-        "progress",
+        *("model", "data", "revision", "format", "text", "text_pair", "label", "group_by", "rows", "on_error"),
+        *("threads", "progress"),
     ],
-    "export": ["model", "target", "out", "task", "opset", "max_length", "force", "trust_remote_code", "say"],
+    "export": [
+        *("model", "target", "out", "task", "revision", "opset", "max_length", "null_answers", "max_answer_tokens"),
+        *("force", "trust_remote_code", "say"),
+    ],
     "run": ["bundle", "inputs"],
     "verify": ["bundle", "on", "say"],
 }

@@ -41,7 +41,7 @@ data:
 passes:
   - prune: {ratio: 0.25}
   - quantize: {scheme: static, skip: ["*.pooler"]}
-export: {opset: 20, max_length: 64, long_text: window, stride: 16}
+export: {opset: 20, max_length: 64, long_text: window, stride: 16, schedule: streams, max_answer_tokens: 9}
 targets: [arm64, mine.yaml]
 budget: {accuracy_drop: 0.01, size_mb: 25, p50_ms: 5, on_miss: fallback}
 seed: 7
@@ -77,7 +77,7 @@ def test_a_whole_recipe(folder: Path) -> None:
     assert evaluate and evaluate.path == folder / "pairs.tsv" and evaluate.metric == "spearman"
     assert (evaluate.text_column, evaluate.text_pair_column, evaluate.label_column) == ("0", "b", "2")
     assert [(entry.name, entry.line) for entry in recipe.passes] == [("prune", 8), ("quantize", 9)]
-    assert recipe.export == ExportConfig(20, 64, "window", 16)
+    assert recipe.export == ExportConfig(20, 64, "window", 16, "streams", False, 9)
     assert recipe.targets == ("arm64", str(folder / "mine.yaml"))
     assert recipe.budget == Budget(0.01, 25.0, None, 5.0, "fallback")
     assert check_passes(recipe, PASSES) == (Prune(0.25), Quantize("static", True, ("*.pooler",)))

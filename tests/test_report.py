@@ -26,6 +26,7 @@ def _report(**changes: Any) -> Report:
         "bundles": {"arm64": manifest(), "x86_64-vnni": manifest("x86_64-vnni", drop=0.02)},
         "bench": bench_report(),
         "measured": "arm64",
+        "verified": {"arm64": {"device": "local", "max_abs": 0.001, "min_cosine": 0.9999}},
         "verdicts": [
             Verdict("arm64", "accuracy_drop", 0.01, 0.004, True),
             Verdict("arm64", "speedup", 1.5, 3.0, True),
@@ -52,8 +53,13 @@ def test_what_the_report_holds(tmp_path: Path) -> None:
     first = data["bundles"][0]
     assert set(first) == {
         *("path", "target", "precision", "bytes", "graph_bytes", "build_id", "digest", "quality", "parity"),
-        *("golden", "schedule", "measured"),
+        *("golden", "schedule", "measured", "verified"),
     }
+    assert [one["verified"] for one in data["bundles"]] == [
+        {"device": "local", "max_abs": 0.001, "min_cosine": 0.9999},
+        None,
+    ]
+    assert "verified" not in data["baseline"]
     assert first["bytes"] == 20_000_000 and first["graph_bytes"] == 20_000_000 - 2000
     assert first["quality"] == {"metric": "cosine", "before": 1.0, "after": 0.996, "drop": 0.004, "n": 50}
     assert data["budget"][2] == {

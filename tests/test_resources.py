@@ -12,7 +12,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def test_a_checkout_uses_the_folders_beside_the_package() -> None:
     assert resources.recipes_dir() == REPOSITORY / "recipes"
-    assert resources.targets_dir() == REPOSITORY / "targets"
     assert "minilm-int8" in resources.names("recipe") and "arm64" in resources.names("target")
 
 
@@ -25,7 +24,7 @@ def test_an_installed_package_uses_its_own_copy(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(resources, "_PACKAGE", package)
     assert resources.recipes_dir() == package / "_resources" / "recipes"
     with pytest.raises(SystemFailure, match="shipped targets are missing"):
-        resources.targets_dir()
+        resources.names("target")
 
 
 def test_the_wheel_takes_the_same_folders_along() -> None:
@@ -39,7 +38,7 @@ def test_the_wheel_takes_the_same_folders_along() -> None:
 def test_find_takes_names_and_paths(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("")
-    assert resources.find("target", "arm64") == resources.targets_dir() / "arm64.yaml"
+    assert resources.find("target", "arm64") == REPOSITORY / "targets" / "arm64.yaml"
     assert resources.find("recipe", str(mine)) == mine
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from edgec.errors import RecipeError
-from edgec.schema import bounds, build, check_options, choices, internal, pattern, to_plain
+from edgec.schema import bounds, build, choices, internal, pattern, to_plain
 from edgec.yaml_tree import MAX_BYTES, Problems, override, plain, read
 
 
@@ -211,15 +211,3 @@ def test_a_wrong_override_names_itself(setting: str, complaint: str, tmp_path: P
     assert refused("ratio: 1\ncount: 2\nmode: small\nwords: [a, b]\ninner: {size: 1}", tmp_path, (setting,)).startswith(
         complaint
     )
-
-
-def test_options_given_from_python_are_checked_alike() -> None:
-    assert check_options(Inner, {"size": 3}, "cut") == Inner(3)
-    assert check_options(Outer, {"words": ("a", "b")}, "cut").words == ("a", "b")
-    with pytest.raises(RecipeError) as caught:
-        check_options(Inner, {"size": "3", "nam": "a"}, "cut")
-    assert caught.value.message.splitlines() == [
-        "cut has 2 problems",
-        "  cut: nam: unknown key; did you mean 'name'?",
-        "  cut: size: should be a whole number, not the text '3'",
-    ]

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from edgec_runtime import golden, integrity
+from edgec_runtime import golden, integrity, loading
 from edgec_runtime.manifest import Manifest, Part
 
 from edgec.auditing.graph import FloatNode, GraphAudit, OperatorRow, audit_graph
@@ -24,8 +24,6 @@ from edgec.state import Progress, no_progress
 __all__ = ["Audit", "FloatNode", "GraphAudit", "Island", "Macs", "OperatorRow", "audit", "audit_graph"]
 
 DEFAULT_TOKENS: Final = 128
-# As edgec_runtime.engine opens its sessions.
-_DISABLED_OPTIMIZERS: Final = ("SkipLayerNormFusion",)
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def audit(
 
     tokens: of the row that is run, filled with the ids of the golden vectors; default 128, or the bundle's
     max_length where that is less. Raises UserError for a number of tokens that the bundle does not take, and
-    BundleError for a bundle that is not whole.
+    BundleError for a bundle that the runtime refuses.
     """
     folder = Path(bundle)
     manifest = integrity.read_manifest(folder)
@@ -64,16 +62,18 @@ def audit(
     if not 1 <= tokens <= limit:
         raise UserError(f"{folder} takes rows of 1 to {limit} tokens, not {tokens}", f"give --tokens {limit} or less")
     ids = np.resize(np.concatenate(golden.read(folder / manifest.golden.file).ids), tokens)
+    # Every part, before the first is given to onnxruntime.
+    graphs = [loading.check_graph(folder, manifest, part) for part in manifest.parts]
     parts = {}
     step = progress("audit", len(manifest.parts))
-    for done, part in enumerate(manifest.parts, 1):
+    for done, (part, graph) in enumerate(zip(manifest.parts, graphs, strict=True), 1):
         parts[part.name] = audit_graph(
-            folder / part.file,
+            graph,
             _feeds(part, ids),
             left_alone=_left_alone(manifest, part.name),
             quantized=part.precision == "int8",
+            part=part,
             threads=threads,
-            disabled_optimizers=_DISABLED_OPTIMIZERS,
         )
         step(done)
     total = sum((part.macs for part in parts.values()), Macs())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy.typing as npt
+from edgec_runtime.manifest import Part
 
 from .islands import Island, find_islands
 from .macs import UNCOUNTED, Macs, count
@@ -73,15 +74,16 @@ def audit_graph(
     *,
     left_alone: Mapping[str, str] | None = None,
     quantized: bool = True,
+    part: Part | None = None,
     threads: int = 1,
-    disabled_optimizers: Sequence[str] = (),
 ) -> GraphAudit:
     """Run `graph` on `feeds` under onnxruntime's profiler and count.
 
     left_alone: module path to the reason that a pass left the layer in float. quantized: whether any pass
-    quantized the graph. threads, disabled_optimizers: as onnxruntime is used in earnest.
+    quantized the graph. part: the manifest's, which the graph has to fit. Raises a BundleError where the runtime
+    could not run it.
     """
-    nodes = profile(graph, feeds, threads=threads, disabled_optimizers=disabled_optimizers)
+    nodes = profile(graph, feeds, part=part, threads=threads)
     nodes = [node for node in nodes if node.executed.op not in _CONTAINERS]
     macs = {node.name: count(node.executed) for node in nodes}
     producers = {output: node for node in nodes for output in node.output_names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+from edgec_runtime.engine import OnnxRuntimeEngine
+from edgec_runtime.manifest import Part
 
 from .macs import Executed, Shape
 
@@ -43,33 +45,28 @@ def profile(
     graph: Path,
     feeds: Mapping[str, npt.NDArray[Any]],
     *,
+    part: Part | None = None,
     threads: int = 1,
-    disabled_optimizers: Sequence[str] = (),
     runs: int = 5,
 ) -> list[NodeRun]:
     """Run `graph` once to warm up and `runs` times under the profiler; its nodes in the order of execution.
 
-    threads, disabled_optimizers: as the graph is run in earnest. Nodes are those that onnxruntime's optimiser
-    leaves: fused ones stand under the fused operator. Raises RuntimeError where the profile and the optimised
-    graph do not fit together.
+    It is run by the runtime's own engine. part: the manifest's, whose inputs and outputs the graph has to have. Nodes
+    are those that onnxruntime's optimiser leaves: fused ones stand under the fused operator. Raises OperatorRefused,
+    EngineFailed, ManifestInvalid; RuntimeError where the profile and the optimised graph do not fit together.
     """
     with tempfile.TemporaryDirectory(prefix="edgec-audit-") as folder:
         optimized = Path(folder, "optimized.onnx")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
         options.optimized_model_filepath = str(optimized)
-        options.log_severity_level = 3  # saving an optimised graph warns that it fits this machine alone
-        session = onnxruntime.InferenceSession(
-            str(graph),
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=list(disabled_optimizers),
-        )
+        engine = OnnxRuntimeEngine(graph, threads=threads, name=part.name if part else graph.name, options=options)
+        if part:
+            engine.require_fits(part)
         for _ in range(runs + 1):
-            session.run(None, dict(feeds))
-        events = json.loads(Path(session.end_profiling()).read_text())
+            engine.run(feeds)
+        events = json.loads(Path(engine.session.end_profiling()).read_text())
         # Weights that lie beside the graph are not copied to the folder; their shapes are all that is needed.
         model = onnx.load(optimized, load_external_data=False)
     return _Reader(model, feeds).read(events, runs)

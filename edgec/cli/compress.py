@@ -17,7 +17,11 @@ def compress(
     ] = None,
     on: Annotated[
         str,
-        typer.Option("--on", metavar="DEVICE", help="The device that measures: local or ssh://user@host[:port]."),
+        typer.Option(
+            "--on",
+            metavar="DEVICE",
+            help="Verifies and measures: local or ssh://user@host[:port]. qemu://CPU only verifies.",
+        ),
     ] = "local",
     overrides: Annotated[
         list[str] | None,

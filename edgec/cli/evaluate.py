@@ -18,6 +18,7 @@ def evaluate(
         ),
     ],
     data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Labelled rows; .gz is read as it is.")],
+    revision: Annotated[str | None, typer.Option(help="Of a hub id: a commit, tag or branch.")] = None,
     format: Annotated[
         str | None, typer.Option("--format", help="csv, tsv, jsonl or text; without it the suffix tells.")
     ] = None,
@@ -50,6 +51,7 @@ def evaluate(
     result = score(
         model,
         data,
+        revision=revision,
         format=format,
         text=text,
         text_pair=text_pair,

@@ -25,10 +25,15 @@ def export(
     task: Annotated[
         str | None, typer.Option(help="The task, where the model's configuration does not tell it.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a hub id: a commit, tag or branch.")] = None,
     opset: Annotated[int, typer.Option(min=18, max=23, help="ONNX opset of the graph.")] = 23,
     max_length: Annotated[
         int | None, typer.Option(min=8, help="Most tokens of a text. [default: the model's own limit]")
     ] = None,
+    null_answers: Annotated[
+        bool, typer.Option("--null-answers", help='question-answering: "there is no answer" may win.')
+    ] = False,
+    max_answer_tokens: Annotated[int, typer.Option(min=1, help="question-answering: the longest answer.")] = 30,
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE, once the new one is whole.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
@@ -46,8 +51,11 @@ def export(
         target=target,
         out=out,
         task=task,
+        revision=revision,
         opset=opset,
         max_length=max_length,
+        null_answers=null_answers,
+        max_answer_tokens=max_answer_tokens,
         force=force,
         trust_remote_code=trust_remote_code,
         say=console.say,

@@ -84,11 +84,11 @@ def main() -> None:
 def invoke(args: list[str]) -> int:
     """Run `args` and give the exit code; errors are told on stderr, with their remedy."""
     from edgec_runtime.errors import BundleError
-    from edgec_runtime.notices import BundleWarning, TruncationWarning
+    from edgec_runtime.notices import BundleWarning
 
     # What the runtime has to tell is for the user, not for a developer: one line, without a place in our code.
     warnings.showwarning = lambda message, category, *_: (
-        console.info(f"warning: {message}") if issubclass(category, BundleWarning | TruncationWarning) else None
+        console.info(f"warning: {message}") if issubclass(category, BundleWarning) else None
     )
     try:
         command = typer.main.get_command(app)

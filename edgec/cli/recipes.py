@@ -56,16 +56,18 @@ def check(
     from edgec.passes import PASSES
     from edgec.recipe import load_recipe
     from edgec.target import load_target
+    from edgec.task_rules import check_recipe
 
     problems: dict[str, list[str]] = {}
     for file in files:
         problems[file] = []
         try:
-            targets = load_recipe(file, passes=PASSES).targets
+            recipe = load_recipe(file, passes=PASSES)
+            check_recipe(recipe, recipe.model.task)
         except UserError as error:
             problems[file].append(error.message)
             continue
-        for target in targets:
+        for target in recipe.targets:
             try:
                 load_target(target)
             except UserError as error:

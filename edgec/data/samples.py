@@ -18,3 +18,9 @@ SAMPLE_TEXTS: Final[tuple[str, ...]] = (
     "text is longer than the model can read, the person who asked should be told so. Small differences are natural, "
     "because two processors add numbers in different orders; large ones are a sign that something went wrong.",
 )
+
+SAMPLE_PAIR: Final = (
+    "The ferry to the island leaves at nine and takes forty minutes.",
+    "Whoever misses the boat in the morning waits until noon.",
+)
+"""For models that tell the two texts of a pair apart."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgec.errors import DeviceError, GateFailed, UserError
 
-from .device import Completed, Device, last_words
+from .device import Completed, Device, last_words, refusal
 
 SCHEMA = 1
 _FAILURES = ("error: ", "hint: ")
@@ -88,8 +88,8 @@ def bench(
     """Place the bundles on the device and measure them there, interleaved; the first is the baseline.
 
     threads: None is 1 from ids to output, and all CPUs of the device from texts to answers. on_line: gets
-    lines about the progress. Raises UserError for an emulated device, GateFailed where the runtime refuses a
-    bundle, DeviceError where the device fails.
+    lines about the progress. Raises UserError for an emulated device, a BundleError for what is no bundle, GateFailed
+    where the runtime refuses a bundle, DeviceError where the device fails.
     """
     if device.emulated:
         raise UserError(
@@ -206,10 +206,9 @@ def _figures(found: Mapping[str, Any]) -> Figures:
 
 
 def _json(done: Completed, device: Device) -> dict[str, Any]:
-    if done.code == 1:
-        raise GateFailed(f"{device.name}: {_said(done, 'error')}", _said(done, "hint"))
-    if done.code == 2:
-        raise UserError(f"{device.name}: {_said(done, 'error')}", _said(done, "hint"))
+    if done.code in (1, 2):
+        cause, hint = refusal(done) or (last_words(done), "")
+        raise (GateFailed if done.code == 1 else UserError)(f"{device.name}: {cause}", hint)
     try:
         data = json.loads(done.stdout) if done.code == 0 else None
     except ValueError:
@@ -217,9 +216,3 @@ def _json(done: Completed, device: Device) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise DeviceError(f"{device.name}: the benchmark did not finish: {last_words(done)}")
     return data
-
-
-def _said(done: Completed, what: str) -> str:
-    """What the runtime said after "error:" or "hint:"."""
-    found = [line.partition(": ")[2] for line in done.stderr.splitlines() if line.startswith(f"{what}: ")]
-    return found[-1] if found else last_words(done) if what == "error" else ""

@@ -1,39 +1,53 @@
-"""A folder as a device sees it: named by the sha256 of what is in it."""
+"""What a device is sent: files, named by the sha256 of what is in them."""
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Self
+
+from edgec_runtime import integrity
+from edgec_runtime.manifest import MANIFEST_FILE
 
 
 @dataclass(frozen=True)
 class Content:
-    """Files of a folder. name: the folder's name on the device; digest: sha256 over paths and contents."""
+    """A folder on the device. files: path in it to the file here; digest: sha256 over paths and contents."""
 
-    folder: Path
     name: str
-    files: tuple[Path, ...]
+    files: Mapping[str, Path]
     digest: str
 
     @classmethod
-    def of(cls, folder: Path, name: str, suffixes: tuple[str, ...] = ()) -> Self:
-        """All files below `folder`, or those that end with one of `suffixes`."""
-        files = tuple(
-            sorted(
-                path.relative_to(folder)
-                for path in folder.rglob("*")
-                if path.is_file() and (not suffixes or path.suffix in suffixes)
-            )
-        )
+    def of_bundle(cls, folder: Path) -> Self:
+        """The manifest and the files that it lists, nothing else that lies there.
+
+        Raises BundleNotFound for a folder that is no bundle, and another BundleError for a bundle that is not whole
+        or has a link out of it.
+        """
+        manifest = integrity.read_manifest(folder)
+        integrity.verify_files(folder, manifest)
+        paths = (MANIFEST_FILE, *(info.path for info in manifest.files))
+        return cls._of(folder.resolve().name, {path: integrity.locate(folder, path) for path in paths})
+
+    @classmethod
+    def of_package(cls, package: Path) -> Self:
+        """The sources of a Python package."""
+        sources = (path for path in package.rglob("*") if path.is_file() and path.suffix in (".py", ".typed"))
+        return cls._of(package.name, {path.relative_to(package).as_posix(): path for path in sources})
+
+    @classmethod
+    def _of(cls, name: str, files: Mapping[str, Path]) -> Self:
+        ordered = {path: files[path] for path in sorted(files, key=PurePosixPath)}
         whole = hashlib.sha256()
-        for file in files:
-            with (folder / file).open("rb") as stream:
+        for path, file in ordered.items():
+            with file.open("rb") as stream:
                 inner = hashlib.file_digest(stream, "sha256").hexdigest()
-            whole.update(f"{inner} {file.as_posix()}\0".encode())
-        return cls(folder, name, files, whole.hexdigest()[:32])
+            whole.update(f"{inner} {path}\0".encode())
+        return cls(name, ordered, whole.hexdigest()[:32])
 
     def write_tar(self, stream: IO[bytes]) -> None:
         """Write the files as a tar archive below a folder `name`; the user's ids and times stay at home."""
@@ -46,5 +60,5 @@ class Content:
             return info
 
         with tarfile.open(fileobj=stream, mode="w|", dereference=True) as archive:
-            for file in self.files:
-                archive.add(self.folder / file, f"{self.name}/{file.as_posix()}", filter=anonymous)
+            for path, file in self.files.items():
+                archive.add(file, f"{self.name}/{path}", filter=anonymous)

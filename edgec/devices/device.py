@@ -46,7 +46,10 @@ class Device(Protocol):
     ) -> None: ...
 
     def place(self, folder: Path) -> str:
-        """Put a copy of `folder` on the device, unless the same content is there; returns its path there."""
+        """Put the bundle `folder` on the device, unless the same content is there; returns its path there.
+
+        Raises a BundleError, before anything is sent, for what is no bundle.
+        """
         ...
 
     def runtime(
@@ -136,6 +139,12 @@ def read_facts(completed: Completed, name: str) -> dict[str, Any]:
             "run the same command by hand on the device: python -m edgec_runtime facts --json -",
         )
     return facts
+
+
+def refusal(completed: Completed) -> tuple[str, str] | None:
+    """What the runtime said after "error:" and "hint:" as it refused, or None where it did not get that far."""
+    said = dict(line.split(": ", 1) for line in completed.stderr.splitlines() if line.startswith(("error: ", "hint: ")))
+    return (said["error"], said.get("hint", "")) if "error" in said else None
 
 
 def last_words(completed: Completed, lines: int = 3) -> str:

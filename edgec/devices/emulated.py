@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import edgec_runtime
+from edgec_runtime.integrity import read_manifest
 
 from edgec.errors import DeviceError, UserError
 
@@ -70,8 +71,7 @@ class EmulatedDevice:
 
     def place(self, folder: Path) -> str:
         """Nothing is copied: the emulated device sees the files of this machine."""
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder", "give the path of a bundle")
+        read_manifest(folder)
         return str(folder.resolve())
 
     def runtime(

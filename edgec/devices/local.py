@@ -9,7 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from edgec.errors import DeviceError, UserError
+from edgec_runtime.integrity import read_manifest
+
+from edgec.errors import DeviceError
 
 from .device import Completed, read_facts, run_process
 
@@ -31,8 +33,7 @@ class LocalDevice:
 
     def place(self, folder: Path) -> str:
         """Nothing is copied: the folder is where it should be."""
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder", "give the path of a bundle")
+        read_manifest(folder)
         return str(folder.resolve())
 
     def runtime(

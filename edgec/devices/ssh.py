@@ -79,10 +79,8 @@ class SshDevice:
         self._disconnect()
 
     def place(self, folder: Path) -> str:
-        """Copy `folder` into the device's cache, unless it holds the same content already."""
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder", "give the path of a bundle")
-        return self._place(Content.of(folder, folder.resolve().name))
+        """Copy the bundle into the device's cache, unless that holds the same content already."""
+        return self._place(Content.of_bundle(folder))
 
     def runtime(
         self,
@@ -104,7 +102,7 @@ class SshDevice:
         import edgec_runtime
 
         package = Path(edgec_runtime.__file__).parent
-        source = self._place(Content.of(package, "edgec_runtime", suffixes=(".py", ".typed")))
+        source = self._place(Content.of_package(package))
         done = self._shell(environment(self._root, self._python))
         if done.code:
             raise DeviceError(

@@ -57,6 +57,7 @@ def evaluate(
     model: str | Path | ModelState | Model,
     data: str | Path,
     *,
+    revision: str | None = None,
     format: str | None = None,
     text: str | None = None,
     text_pair: str | None = None,
@@ -70,13 +71,13 @@ def evaluate(
     """Score `model` on the rows of `data`.
 
     model: a bundle, a model source or a build that `edgec.models.load_model` takes, or one that is loaded
-    already. text-classification compares the best label with `label` (by name, or by index where the file has
-    numbers), default column "label". feature-extraction takes pairs: Spearman's correlation of their cosine
-    similarity with `label`, default column "score". format, text, text_pair, group_by, on_error: see
-    edgec.data.readers. rows: score the first ones only. threads: of a bundle. Raises DataError for the data,
-    UserError for a model that cannot be scored, and what loading raises.
+    already. revision: of a hub id. text-classification compares the best label with `label` (by name, or by
+    index where the file has numbers), default column "label". feature-extraction takes pairs: Spearman's
+    correlation of their cosine similarity with `label`, default column "score". format, text, text_pair, group_by,
+    on_error: see edgec.data.readers. rows: score the first ones only. threads: of a bundle. Raises DataError for the
+    data, UserError for a model that cannot be scored, and what loading raises.
     """
-    loaded, owned = _open(model, threads)
+    loaded, owned = _open(model, threads, revision)
     try:
         score = _scorer(loaded, text_pair)
         reader = read_examples(
@@ -108,8 +109,11 @@ Measure = Callable[[Sequence[int]], Metrics]
 """The metrics of some rows, given by their indices."""
 
 
-def _open(model: str | Path | ModelState | Model, threads: int | None) -> tuple[Model, bool]:
+def _open(model: str | Path | ModelState | Model, threads: int | None, revision: str | None) -> tuple[Model, bool]:
     """The model ready to run, and whether it is this module's to close. A bundle needs no torch, so none is loaded."""
+    source = isinstance(model, str | Path) and not Path(model, MANIFEST_FILE).is_file()
+    if revision is not None and not source:
+        raise UserError(f"revision {revision!r} was given, but {model} is not a hub id", "leave the revision out")
     if isinstance(model, str | Path) and Path(model, MANIFEST_FILE).is_file():
         return edgec_runtime.load(model, threads=threads), True
     if not isinstance(model, str | Path | ModelState):
@@ -119,7 +123,7 @@ def _open(model: str | Path | ModelState | Model, threads: int | None) -> tuple[
 
     if isinstance(model, ModelState):
         return torch_model(model), True
-    return torch_model(load_model(model)), True
+    return torch_model(load_model(model, revision=revision)), True
 
 
 def _scorer(model: Model, text_pair: str | None) -> Callable[[list[Example], str, Progress], Measure]:

@@ -95,16 +95,17 @@ class MatMulWithBias(_Rule):
         return op.Add(op.MatMul(x, weight, _outputs=["product"]), bias)
 
     def check(self, context, x, weight, bias, product):  # type: ignore[no-untyped-def]
+        matrix = _matrix(weight)
         return (
-            _constant(weight, 2)
-            and _constant(bias, 1)
-            # A single number is added to every channel; the kernel wants one for each.
-            and bias.const_value.shape[0] == weight.const_value.shape[1]
+            matrix is not None
+            and _one_each(bias, matrix.shape[1])
             and self.lowering.layer_of(product.producer(), "linear") is not None
         )
 
     def rewrite(self, op, x, weight, bias, product):  # type: ignore[no-untyped-def]
-        return self.lowering.linear(op, product.producer(), x, weight.const_value.numpy(), bias)
+        matrix = _matrix(weight)
+        assert matrix is not None
+        return self.lowering.linear(op, product.producer(), x, matrix, bias)
 
 
 class MatMulAlone(_Rule):
@@ -114,33 +115,46 @@ class MatMulAlone(_Rule):
         return op.MatMul(x, weight, _outputs=["product"])
 
     def check(self, context, x, weight, product):  # type: ignore[no-untyped-def]
-        return _constant(weight, 2) and self.lowering.layer_of(product.producer(), "linear") is not None
+        return _matrix(weight) is not None and self.lowering.layer_of(product.producer(), "linear") is not None
 
     def rewrite(self, op, x, weight, product):  # type: ignore[no-untyped-def]
-        return self.lowering.linear(op, product.producer(), x, weight.const_value.numpy(), None)
+        matrix = _matrix(weight)
+        assert matrix is not None
+        return self.lowering.linear(op, product.producer(), x, matrix, None)
 
 
 class GemmLayer(_Rule):
-    """Gemm, the form that torch exports for two-dimensional inputs (a pooled row) -> int8."""
+    """Gemm, with or without a bias, the form that torch exports for two-dimensional inputs (a pooled row) -> int8."""
 
-    def pattern(self, op, x, weight, bias):  # type: ignore[no-untyped-def]
-        return op.Gemm(x, weight, bias, _allow_other_attributes=True, _outputs=["product"])
+    def pattern(self, op, x, weight):  # type: ignore[no-untyped-def]
+        # The bias is an input that may be absent.
+        return op.Gemm(x, weight, _allow_other_inputs=True, _allow_other_attributes=True, _outputs=["product"])
 
-    def check(self, context, x, weight, bias, product):  # type: ignore[no-untyped-def]
+    def check(self, context, x, weight, product):  # type: ignore[no-untyped-def]
         node = product.producer()
+        matrix, bias = self._operands(node)
         plain = _attribute(node, "alpha", 1.0) == 1.0 and _attribute(node, "beta", 1.0) == 1.0
         return (
             plain
             and not _attribute(node, "transA", 0)
-            and _constant(weight, 2)
-            and _constant(bias, 1)
+            and matrix is not None
+            and (bias is None or _one_each(bias, matrix.shape[1]))
             and self.lowering.layer_of(node, "linear") is not None
         )
 
-    def rewrite(self, op, x, weight, bias, product):  # type: ignore[no-untyped-def]
+    def rewrite(self, op, x, weight, product):  # type: ignore[no-untyped-def]
         node = product.producer()
-        matrix = weight.const_value.numpy()
-        return self.lowering.linear(op, node, x, matrix.T if _attribute(node, "transB", 0) else matrix, bias)
+        matrix, bias = self._operands(node)
+        assert matrix is not None
+        return self.lowering.linear(op, node, x, matrix, bias)
+
+    @staticmethod
+    def _operands(node: ir.Node) -> tuple[np.ndarray | None, ir.Value | None]:
+        """The weight (inputs, channels) and the bias."""
+        matrix = _matrix(node.inputs[1])
+        if matrix is not None and _attribute(node, "transB", 0):
+            matrix = matrix.T
+        return matrix, node.inputs[2] if len(node.inputs) > 2 else None
 
 
 class EmbeddingTable(_Rule):
@@ -170,7 +184,8 @@ def lower_int8(model: ir.Model, scheme: str, layers: Mapping[str, LayerQuantizat
     """Lower a copy of the traced float `model`.
 
     layers: by module path (of this part). Raises PassError if a layer that was decided to run in int8 has no place
-    in the graph: a decision is carried out or fails, it is never dropped in silence.
+    in the graph, or runs in float in one of its places: a decision is carried out or fails, it is never dropped in
+    silence.
     """
     model = model.clone()
     lowering = _Lowering(scheme, layers, target.int8.reduce_range)
@@ -179,11 +194,17 @@ def lower_int8(model: ir.Model, scheme: str, layers: Mapping[str, LayerQuantizat
     RewriteRuleSet([MatMulWithBias.rule(lowering)], commute=True).apply_to_model(model)
     RewriteRuleSet([rule.rule(lowering) for rule in (MatMulAlone, GemmLayer, EmbeddingTable)]).apply_to_model(model)
     RewriteRuleSet([SumBeforeLayerNorm.rule()]).apply_to_model(model)
-    missing = sorted(set(layers) - set(lowering.weights))
-    if missing:
+    missing = set(layers) - set(lowering.weights)
+    # A layer may run in several places. The only product that comes from a linear module is that with its weight.
+    left = {
+        _path(node)
+        for node in model.graph.all_nodes()
+        if node.op_type in ("MatMul", "Gemm") and lowering.layer_of(node, "linear") is not None
+    }
+    if failed := sorted(missing | left):
         raise PassError(
-            f"{len(missing)} quantized layers were not found in the exported graph, the first is {missing[0]}",
-            f"leave it in float: add `skip: ['{missing[0]}']` to the quantize pass",
+            f"{len(failed)} quantized layers have no int8 form in the exported graph, the first is {failed[0]}",
+            f"leave it in float: add `skip: ['{failed[0]}']` to the quantize pass",
         )
     finish(model)
     return model
@@ -196,6 +217,24 @@ def _path(node: ir.Node) -> str:
 
 def _constant(value: ir.Value, rank: int) -> bool:
     return value.const_value is not None and len(value.const_value.shape) == rank
+
+
+def _matrix(value: ir.Value) -> np.ndarray | None:
+    """A constant matrix, as it stands or as the transpose of one.
+
+    torch folds the transpose of a weight away, except where another node reads the same weight: that of an output
+    layer which is the embedding table.
+    """
+    node = value.producer()
+    if node is not None and node.op_type == "Transpose" and node.inputs[0] is not None and _constant(node.inputs[0], 2):
+        perm = node.attributes.get("perm")
+        return np.transpose(node.inputs[0].const_value.numpy(), None if perm is None else perm.value)
+    return value.const_value.numpy() if _constant(value, 2) else None
+
+
+def _one_each(bias: ir.Value, channels: int) -> bool:
+    """Whether a constant has one value a channel: the kernel broadcasts no single number."""
+    return _constant(bias, 1) and bias.const_value.shape[0] == channels
 
 
 def _attribute(node: ir.Node, name: str, default: float | int) -> float | int:

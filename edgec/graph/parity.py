@@ -21,6 +21,9 @@ FLOAT_MAX_ABS: Final = 1e-4
 INT8_MIN_COSINE: Final = 0.9
 """Mean cosine below which an int8 graph is broken and not merely coarse: careless quantization of all gives 0.8."""
 
+LONGEST_ROW: Final = 1024
+"""Tokens of the longest sample row. Attention is quadratic: a row of 8192 tokens would take many GB in torch."""
+
 Feeds = dict[str, npt.NDArray[np.int32]]
 Outputs = Mapping[str, npt.NDArray[np.float32]]
 
@@ -40,9 +43,13 @@ class Parity:
 
 
 def sample_feeds(part: Part, *, vocabulary: int, pad_id: int, max_length: int, seed: int = 0) -> list[Feeds]:
-    """Rows of random ids: one alone, one of a single token, three padded ones, one of the full length."""
+    """Rows of random ids: three padded ones, one alone, one of a single token, one of the full length.
+
+    The full length is max_length, but at most LONGEST_ROW. The padded rows are pairs to a model that tells the two
+    texts of a pair apart: the second half of their tokens has type 1.
+    """
     rng = np.random.default_rng(seed)
-    rows = [(3, min(24, max_length)), (1, min(9, max_length)), (1, 1), (1, max_length)]
+    rows = [(3, min(24, max_length)), (1, min(9, max_length)), (1, 1), (1, min(max_length, LONGEST_ROW))]
     feeds = []
     for batch, tokens in rows:
         ids = rng.integers(0, vocabulary, (batch, tokens), dtype=np.int32)
@@ -53,7 +60,11 @@ def sample_feeds(part: Part, *, vocabulary: int, pad_id: int, max_length: int, s
         ids[mask == 0] = pad_id
         feed = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in part.input_names:
-            feed["token_type_ids"] = np.zeros((batch, tokens), np.int32)
+            types = np.zeros((batch, tokens), np.int32)
+            if batch > 1:
+                lengths = mask.sum(axis=1, keepdims=True)
+                types[(np.arange(tokens) >= lengths // 2) & (mask == 1)] = 1
+            feed["token_type_ids"] = types
         feeds.append(feed)
     return feeds
 

@@ -47,9 +47,7 @@ def trace(part: Part, *, opset: int, max_length: int) -> ir.Model:
                 opset_version=opset,
                 input_names=list(names),
                 output_names=list(part.output_names),
-                dynamic_shapes=(tuple(dict(axes) for _ in names),)
-                if _takes_varargs(part)
-                else tuple(dict(axes) for _ in names),
+                dynamic_shapes=tuple(dict(axes) for _ in names),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -61,12 +59,6 @@ def trace(part: Part, *, opset: int, max_length: int) -> ir.Model:
     model = program.model
     _tidy(model)
     return model
-
-
-def _takes_varargs(part: torch.nn.Module) -> bool:
-    import inspect
-
-    return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(part.forward).parameters.values())
 
 
 def _example(name: str, tokens: int) -> torch.Tensor:

@@ -19,18 +19,36 @@ from edgec_runtime.manifest import (
 )
 
 from edgec.state import ModelState
+from edgec.task_rules import MAX_ANSWER_TOKENS, WINDOWED, check_export
 
 
-def describe(state: ModelState, *, long_text: str | None = None, stride: int = 0) -> Manifest:
+def describe(
+    state: ModelState,
+    *,
+    long_text: str | None = None,
+    stride: int = 0,
+    null_answers: bool = False,
+    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+) -> Manifest:
     """A manifest without target, files and golden vectors.
 
     long_text: "truncate" or "window"; None: the task's usual way (windows where an answer is a place in the text).
-    stride: tokens that two neighbouring windows share; 0: a quarter of a row.
+    stride: tokens that two neighbouring windows share; 0: a quarter of a row. null_answers: "there is no answer" may
+    win; max_answer_tokens: the longest answer (both of question-answering). Raises UserError for what the task cannot
+    do.
     """
     spec, tokenizer = state.spec, state.tokenizer
+    check_export(
+        spec.task,
+        max_length=spec.max_length,
+        long_text=long_text,
+        stride=stride,
+        null_answers=null_answers,
+        max_answer_tokens=max_answer_tokens,
+    )
     ((name, module),) = state.parts.items()
     if long_text is None:
-        long_text = "window" if spec.task in ("token-classification", "question-answering") else "truncate"
+        long_text = "window" if spec.task in WINDOWED else "truncate"
     windows = long_text == "window"
     return Manifest(
         format=FORMAT_VERSION,
@@ -51,7 +69,7 @@ def describe(state: ModelState, *, long_text: str | None = None, stride: int = 0
             prompts=dict(spec.prompts),
             default_prompt=spec.default_prompt,
         ),
-        postprocessing=_postprocessing(state, module),
+        postprocessing=_postprocessing(state, module, null_answers, max_answer_tokens),
         execution=Execution(),
         golden=Golden("", 0.0, 0.0),
         source=Source(spec.source, spec.sha256, spec.revision, spec.license),
@@ -83,7 +101,7 @@ def _part(name: str, state: ModelState, module: Any) -> Part:
     )
 
 
-def _postprocessing(state: ModelState, module: Any) -> Postprocessing:
+def _postprocessing(state: ModelState, module: Any, null_answers: bool, max_answer_tokens: int) -> Postprocessing:
     spec, tokenizer = state.spec, state.tokenizer
     if spec.task == "feature-extraction":
         return Postprocessing(
@@ -92,8 +110,9 @@ def _postprocessing(state: ModelState, module: Any) -> Postprocessing:
     if spec.task == "text-classification":
         return Postprocessing(activation="sigmoid" if spec.multi_label else "softmax")
     if spec.task == "token-classification":
-        entities = any(label.startswith(("B-", "I-")) for label in spec.labels or ())
+        # Labels need no prefixes to be those of entities: O, PER, LOC.
+        entities = any(label == "O" or label.startswith(("B-", "I-")) for label in spec.labels or ())
         return Postprocessing(label_scheme="BIO" if entities else "plain")
     if spec.task == "question-answering":
-        return Postprocessing(max_answer_tokens=30, null_answers=True)
+        return Postprocessing(max_answer_tokens=max_answer_tokens, null_answers=null_answers)
     return Postprocessing(mask_token=str(tokenizer.mask_token), mask_id=int(tokenizer.mask_token_id))

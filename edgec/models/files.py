@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from edgec.errors import ModelError
+
+_MOST_LICENSE_BYTES: Final = 256_000
 
 
 def read_json(path: Path) -> Any:
@@ -43,6 +45,26 @@ def card_license(folder: Path) -> str | None:
     if isinstance(value, list):
         value = ", ".join(map(str, value))
     return None if value is None else str(value)
+
+
+def license_files(folder: Path) -> str | None:
+    """LICENSE* and NOTICE* of a model folder, each below its name, in the order of their names; None without any.
+
+    Beyond 256 kB the rest is left out, and the text says so.
+    """
+    paths = [
+        path for path in folder.iterdir() if path.name.upper().startswith(("LICENSE", "NOTICE")) and path.is_file()
+    ]
+    texts = []
+    room = _MOST_LICENSE_BYTES
+    for path in sorted(paths):
+        with path.open("rb") as stream:
+            content = stream.read(room + 1)
+        text = content[:room].decode("utf-8", "replace").strip()
+        cut = "\n(the rest is left out here: see the file beside the model)" if len(content) > room else ""
+        texts.append(f"{path.name}:\n\n{text}{cut}\n")
+        room = max(0, room - len(content))
+    return "\n".join(texts) or None
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from edgec.errors import ModelError
 from edgec.models import build, sentence_transformers
 from edgec.models.config import choose_task, is_multi_label, labels, load_config
-from edgec.models.files import card_license
+from edgec.models.files import card_license, license_files
 from edgec.models.part import make_part
 from edgec.models.quiet import quiet
 from edgec.models.source import locate
@@ -73,6 +73,7 @@ def load_model(
         sha256=check_sha256(files, sha256, source),
         revision=location.revision,
         license=card_license(root),
+        license_text=license_files(root),
         labels=labels(config, task, source),
         multi_label=is_multi_label(config, task, source),
         pairs=task in ("text-classification", "question-answering"),

@@ -13,7 +13,7 @@ from edgec.errors import ModelError
 
 PACKAGE_PREFIX: Final = "pkg://"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES: Final = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
+_HUB_FILES: Final = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*", "NOTICE*")
 _HUB_OTHER_FORMATS: Final = ("onnx/*", "openvino/*", "coreml/*", "original/*", "*.onnx")
 
 

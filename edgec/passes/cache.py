@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,7 +28,7 @@ class PassCache:
     @staticmethod
     def key(original: ModelState, passes: Sequence[dict[str, Any]], texts: Sequence[Any], seed: int) -> str:
         """Of the result of the last of `passes` (name -> options, in order), applied to `original`."""
-        facts = [__version__, original.spec.sha256, original.spec.task, original.spec.max_length]
+        facts = [__version__, asdict(original.spec), original.tokenizer.backend_tokenizer.to_str()]
         text = json.dumps([facts, list(passes), list(texts), seed], sort_keys=True, default=str)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 

@@ -40,9 +40,10 @@ class Quantize:
     texts (after Jacob et al. 2018, section 3), so an answer never depends on batch-mates; "dynamic", a scale a tensor
     taken from the input itself: no calibration, but only texts that run alone get the same answer every time.
     embeddings: the token embedding table too, int8 rows with a scale a row. skip: patterns (fnmatch) of module paths
-    that stay in float. smooth: patterns of the layers whose inputs are divided by a factor a channel, which the weights
-    take over (SmoothQuant, Xiao et al. 2023, equation 4), so that a few outlier channels do not stretch the range of
-    all; static only. smooth_alpha: how much of the difficulty moves from activations to weights, 0 to 1.
+    that stay in float; one that matches no layer is refused. smooth: patterns of the layers whose inputs are divided by
+    a factor a channel, which the weights take over (SmoothQuant, Xiao et al. 2023, equation 4), so that a few outlier
+    channels do not stretch the range of all; static only. smooth_alpha: how much of the difficulty moves from
+    activations to weights, 0 to 1.
     """
 
     name: ClassVar[str] = "quantize"
@@ -72,6 +73,10 @@ class Quantize:
                 "the model is quantized already",
                 "keep one quantize pass in the recipe, or start from the float model",
             )
+        paths = [path for part in state.parts.values() for path, module in part.named_modules() if _has_weights(module)]
+        for pattern in self.skip:
+            if not fnmatch.filter(paths, pattern):
+                raise UserError(f"no layer matches skip: {pattern}", f"module paths look like {paths[-1]}")
 
     def apply(self, state: ModelState, ctx: PassContext) -> PassResult:
         from torch import nn
@@ -88,7 +93,7 @@ class Quantize:
         for part_name, part in state.parts.items():
             for path, module in part.named_modules():
                 key = f"{part_name}:{path}"
-                if not isinstance(module, nn.Linear | nn.Embedding):
+                if not _has_weights(module):
                     continue
                 reason = self._keep_in_float(path, module, key in observed, state)
                 if reason:
@@ -182,6 +187,13 @@ def smoothing_factors(
     live = (activations > 0) & (weights > 0)
     x, w = np.where(live, activations, 1), np.where(live, weights, 1)
     return np.where(live, x**alpha / w ** (1 - alpha), 1).astype(np.float32)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Whether it is a matrix or a table, which are all that is ever quantized."""
+    from torch import nn
+
+    return isinstance(module, nn.Linear | nn.Embedding)
 
 
 def _module(state: ModelState, key: str) -> Any:

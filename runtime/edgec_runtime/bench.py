@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import machine, measure
+from .cpu import usable_cpus
 from .errors import TaskMismatch
 
 SCHEMA = 1
@@ -85,7 +86,7 @@ def bench(
     # Before anything of ours runs: the load should be that of the others.
     facts = machine.facts()
     warnings = _state_of(facts, machine.busy())
-    shape_threads, text_threads = threads or 1, threads or machine.usable_cpus()
+    shape_threads, text_threads = threads or 1, threads or usable_cpus()
     contenders = [measure.Contender.open(path, shape_threads, warnings) for path in bundles]
     lengths = _lengths(tokens, contenders, warnings)
     shapes = [measure.shape(contenders, rows, length, rounds, tell, warnings) for rows in batch for length in lengths]

@@ -1,7 +1,8 @@
-"""Does this machine have what a bundle's answers rely on?"""
+"""What the CPU is, in the words of targets, and whether it has what a bundle's answers rely on."""
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Final
@@ -10,13 +11,16 @@ from .manifest import TargetInfo
 from .notices import BundleWarning, warn
 
 _ARCHITECTURES: Final = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
-# What targets call a feature, and the names under which Linux lists it; any one of them will do.
-_NAMES: Final[dict[str, tuple[str, ...]]] = {
-    "vnni": ("avx512_vnni", "avx_vnni"),
-    "avx512_vnni": ("avx512_vnni", "avx_vnni"),
-    "avx_vnni": ("avx512_vnni", "avx_vnni"),
-    "neon": ("asimd", "neon"),
-    "dotprod": ("asimddp",),
+# A feature has one name in targets and bundles, whatever /proc/cpuinfo, Arm or macOS call it. The two forms of VNNI
+# (in 512-bit and in 256-bit registers) give the same exact sums of u8 x s8 products, so they are one feature.
+_FEATURES: Final = {
+    "asimd": "neon",
+    "advsimd": "neon",
+    "asimddp": "dotprod",
+    "feat_dotprod": "dotprod",
+    "feat_i8mm": "i8mm",
+    "avx512_vnni": "vnni",
+    "avx_vnni": "vnni",
 }
 
 
@@ -24,6 +28,18 @@ def architecture(name: str | None = None) -> str:
     """The machine's architecture as targets spell it: x86_64, aarch64."""
     name = (name or platform.machine()).lower()
     return _ARCHITECTURES.get(name, name)
+
+
+def feature(name: str) -> str:
+    """A CPU feature as targets spell it: neon, dotprod, i8mm, avx2, vnni ..."""
+    return _FEATURES.get(name.lower(), name.lower())
+
+
+def usable_cpus() -> int:
+    """How many logical CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
@@ -53,7 +69,8 @@ def warn_if_unfit(target: TargetInfo, machine: str, has: frozenset[str] | None) 
         return
     if has is None:
         return
-    missing = [name for name in target.features if not has & set(_NAMES.get(name, (name,)))]
+    known = {feature(name) for name in has}
+    missing = [name for name in target.features if feature(name) not in known]
     if missing:
         warn(
             f"this CPU lacks {', '.join(missing)}, which the answers of target {target.name} rely on: "

@@ -32,11 +32,19 @@ class OnnxRuntimeEngine:
 
     model: the path of the ONNX file, or its bytes. The runtime gives the path: from bytes, onnxruntime holds
     the file twice at the peak (111 MB instead of 88 MB for a 23 MB model). threads: how many one `run` may
-    use. name: the part, for errors. Raises OperatorRefused or EngineFailed.
+    use. name: the part, for errors. options: to start from, such as with the profiler on. Raises OperatorRefused
+    or EngineFailed.
     """
 
-    def __init__(self, model: Path | bytes, *, threads: int = 1, name: str = "model") -> None:
-        options = ort.SessionOptions()
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        threads: int = 1,
+        name: str = "model",
+        options: ort.SessionOptions | None = None,
+    ) -> None:
+        options = options or ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # failures come back as exceptions; stderr is the caller's
@@ -44,7 +52,7 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.load_model_format", "ONNX")
         self.name = name
         try:
-            self._session = ort.InferenceSession(
+            self.session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
                 options,
                 providers=["CPUExecutionProvider"],
@@ -54,13 +62,13 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise _load_failure(name, error) from error
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._outputs = [output.name for output in self.session.get_outputs()]
 
     def require_fits(self, part: Part) -> None:
         """Raises ManifestInvalid where the graph's inputs and outputs are not those of the manifest."""
         sides = (
-            ("inputs", self._session.get_inputs(), part.inputs),
-            ("outputs", self._session.get_outputs(), part.outputs),
+            ("inputs", self.session.get_inputs(), part.inputs),
+            ("outputs", self.session.get_outputs(), part.outputs),
         )
         for side, actual, listed in sides:
             has = {(a.name, _ONNX_TYPES.get(a.type, a.type), len(a.shape)) for a in actual}
@@ -73,7 +81,7 @@ class OnnxRuntimeEngine:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
-            values = self._session.run(self._outputs, dict(feeds))
+            values = self.session.run(self._outputs, dict(feeds))
         except Exception as error:  # as above
             shapes = ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in feeds.items())
             raise EngineFailed(f"onnxruntime failed in part {self.name!r} on {shapes}: {_short(error)}") from error

@@ -10,8 +10,8 @@ from . import cpu, integrity
 from .background import Background
 from .errors import PartMissing
 from .graph_scan import require_known_operators, scan_file
-from .manifest import Manifest
-from .schedule import choose, default_threads
+from .manifest import Manifest, Part
+from .schedule import choose
 from .tokenizer_file import open_tokenizer
 
 if TYPE_CHECKING:
@@ -67,9 +67,8 @@ def assemble(
 
     chosen = choose(part, manifest.execution, schedule)
     stamps, tokenizer = preparation.result()
-    model = integrity.locate(folder, part.file)
-    _check_graph(manifest, folder, model, part.file)
-    threads = threads or default_threads()
+    model = check_graph(folder, manifest, part)
+    threads = threads or cpu.usable_cpus()
     engine = OnnxRuntimeEngine(model, threads=1 if chosen == "streams" else threads, name=part.name)
     # What was read above is what was verified, unless somebody put another file in its place in between.
     for stamp in stamps:
@@ -109,17 +108,23 @@ def _task(name: str) -> type[Model]:
     return Task
 
 
-def _check_graph(manifest: Manifest, folder: Path, model: Path, file: str) -> None:
-    where = str(folder / file)
+def check_graph(folder: Path, manifest: Manifest, part: Part) -> Path:
+    """The graph of a part, fit to be given to onnxruntime: its operators are stock ones, its files the bundle's own.
+
+    Raises UnsafePath, PartMissing, FileDamaged or OperatorRefused.
+    """
+    where = str(folder / part.file)
+    model = integrity.locate(folder, part.file)
     facts = scan_file(model)
     require_known_operators(facts, where)
     listed = {info.path for info in manifest.files}
     for location in sorted(facts.external_data):
         # Locations are relative to the graph's own folder. normpath would hide a "..": locate sees the whole
         # path.
-        relative = posixpath.join(posixpath.dirname(file), location)
+        relative = posixpath.join(posixpath.dirname(part.file), location)
         integrity.locate(folder, relative)
         if relative not in listed:
             raise PartMissing(
                 f"{where} refers to {location!r}, which the manifest does not list", "export the bundle again"
             )
+    return model

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .cpu import architecture, usable_cpus
 
 # An arm64 kernel's /proc/cpuinfo gives only numbers: those of the main ID register (MIDR_EL1).
 _ARM_PARTS = {
@@ -69,7 +70,7 @@ def facts() -> dict[str, Any]:
     return {
         "cpu": _cpu(cpuinfo) or mac.get("machdep.cpu.brand_string") or platform.processor() or None,
         "board": _read("/proc/device-tree/model"),
-        "arch": _arch(),
+        "arch": architecture(),
         "features": _features(cpuinfo, mac),
         "cores": _cores(cpuinfo) or _number(mac.get("hw.physicalcpu")),
         "cpus": os.cpu_count(),
@@ -86,13 +87,6 @@ def facts() -> dict[str, Any]:
             "tokenizers": _version("tokenizers"),
         },
     }
-
-
-def usable_cpus() -> int:
-    """How many logical CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,11 +137,6 @@ def _cpu(cpuinfo: str) -> str | None:
     if implementer == "0x41":
         return "ARM " + " + ".join(_ARM_PARTS.get(one, one) for one in parts)
     return f"implementer {implementer} part {' + '.join(parts)}"
-
-
-def _arch() -> str:
-    machine = platform.machine().lower()
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
 def _features(cpuinfo: str, mac: dict[str, str]) -> list[str] | None:

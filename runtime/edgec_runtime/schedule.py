@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
 from .errors import ManifestInvalid
 from .manifest import Execution, Part
 
 SCHEDULES: Final = ("streams", "batches")
-
-
-def default_threads() -> int:
-    """The CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def choose(part: Part, execution: Execution, override: str | None) -> str:

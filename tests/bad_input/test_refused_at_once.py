@@ -72,6 +72,10 @@ BAD_RECIPES = {
     "missing data file": (("texts.txt", "gone.txt"), "recipe.yaml:4: data.calibrate.text: there is no file gone.txt"),
     "newer format": (("edgec: 1", "edgec: 9"), "recipe.yaml: edgec: the file is of format 9; this edgec reads up to 1"),
     "no YAML": (("[arm64]", "[arm64"), "recipe.yaml:8: is not YAML"),
+    "windows of no use": (
+        ("./model}", "./model, task: fill-mask}\nexport: {long_text: window}"),
+        "recipe.yaml: export.long_text is window, which fill-mask cannot do",
+    ),
     "nothing": ((RECIPE, ""), "recipe.yaml: is empty"),
 }
 

@@ -46,7 +46,7 @@ def test_lists_are_tables_without_json() -> None:
 
 def test_show_prints_the_file_itself() -> None:
     shown = targets_command("show", "arm64")
-    assert shown.stdout == (resources.targets_dir() / "arm64.yaml").read_text()
+    assert shown.stdout == resources.find("target", "arm64").read_text()
     shown = recipes_command("show", "minilm-int8")
     assert shown.stdout == (resources.recipes_dir() / "minilm-int8.yaml").read_text()
 
@@ -95,6 +95,16 @@ def test_check_reports_every_problem_of_every_file(tmp_path: Path) -> None:
     assert f"{missing} does not exist" in message
     assert result.stdout.splitlines() == ["minilm-int8: ok"]
     assert [len(entry["problems"]) for entry in json.loads(report.read_text())] == [1, 1, 0]
+
+
+def test_check_knows_what_the_task_cannot_do(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "edgec: 1\nmodel: {source: org/name, task: fill-mask}\nexport: {null_answers: true}\ntargets: [arm64]\n"
+    )
+    result = recipes_command("check", str(recipe))
+    assert isinstance(result.exception, RecipeError)
+    assert f"{recipe}: export.null_answers is for question-answering" in result.exception.message
 
 
 def test_check_reads_the_target_files_of_a_recipe(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
+from edgec_runtime.errors import BundleNotFound, UnsafePath
 from edgec_runtime.manifest import Execution
 from tiny_bundles import write_bundle
 
@@ -67,12 +71,14 @@ def test_a_damaged_bundle_is_refused_in_the_words_of_the_runtime(bundles: list[P
     assert not [line for line in lines if line.startswith(("error", "hint"))]
 
 
-def test_what_is_no_bundle_is_the_users_mistake(tmp_path: Path) -> None:
-    with open_device("local") as device:
-        with pytest.raises(UserError, match=r"manifest\.json"):
-            compare.bench(device, [tmp_path])
-        with pytest.raises(UserError, match="not a folder"):
-            compare.bench(device, [tmp_path / "absent"])
+@pytest.mark.parametrize("url", ["local", "ssh://nobody@127.0.0.1:1", "qemu://cortex-a72"])
+def test_every_device_refuses_what_is_no_bundle(url: str, tmp_path: Path) -> None:
+    """Before there is a connection."""
+    (tmp_path / "letter.txt").write_text("private")
+    for path, why in ((tmp_path, r"holds no manifest\.json"), (tmp_path / "absent", "does not exist")):
+        with pytest.raises(BundleNotFound, match=why) as refused:
+            open_device(url).place(path)
+        assert refused.value.exit_code == 2
 
 
 def test_a_program_that_takes_too_long_is_ended() -> None:
@@ -117,13 +123,36 @@ def test_a_process_keeps_its_streams_apart() -> None:
 
 
 def test_content_is_named_by_paths_and_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    (tmp_path / "b").write_text("2")
-    digests = [Content.of(tmp_path, "x").digest]
-    (tmp_path / "b").rename(tmp_path / "c")
-    digests.append(Content.of(tmp_path, "x").digest)
-    (tmp_path / "c").write_text("3")
-    digests.append(Content.of(tmp_path, "x").digest)
-    assert len(set(digests)) == 3
-    os.utime(tmp_path / "a", (0, 0))
-    assert Content.of(tmp_path, "x").digest == digests[-1]
+    bundle = write_bundle(tmp_path / "bundle", "feature-extraction")
+    whole = hashlib.sha256()
+    for name in ("README.md", "golden.npz", "manifest.json", "model.onnx", "tokenizer.json"):
+        whole.update(f"{hashlib.sha256((bundle / name).read_bytes()).hexdigest()} {name}\0".encode())
+    assert Content.of_bundle(bundle).digest == whole.hexdigest()[:32]
+    os.utime(bundle / "README.md", (0, 0))
+    bundle = bundle.rename(tmp_path / "renamed")
+    assert Content.of_bundle(bundle).digest == whole.hexdigest()[:32]
+
+
+def test_content_is_what_the_manifest_lists(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", "feature-extraction")
+    listed = Content.of_bundle(bundle)
+    (bundle / "letter.txt").write_text("private")
+    (bundle / "elsewhere").symlink_to(tmp_path)
+    assert Content.of_bundle(bundle) == listed
+    archive = io.BytesIO()
+    listed.write_tar(archive)
+    with tarfile.open(fileobj=io.BytesIO(archive.getvalue())) as read:
+        names = ("README.md", "golden.npz", "manifest.json", "model.onnx", "tokenizer.json")
+        assert read.getnames() == [f"bundle/{name}" for name in names]
+
+
+def test_content_keeps_to_its_folder(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", "feature-extraction")
+    (bundle / "README.md").rename(bundle / "inside")
+    (bundle / "README.md").symlink_to("inside")
+    assert Content.of_bundle(bundle).files["README.md"] == (bundle / "inside").resolve()
+    (bundle / "inside").rename(tmp_path / "outside")
+    (bundle / "README.md").unlink()
+    (bundle / "README.md").symlink_to(tmp_path / "outside")
+    with pytest.raises(UnsafePath, match="leaves the bundle"):
+        Content.of_bundle(bundle)

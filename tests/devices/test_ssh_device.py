@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import sshd
-from tiny_bundles import write_bundle
+from edgec_runtime.errors import BundleNotFound, UnsafePath
+from tiny_bundles import seal, write_bundle
 
 from edgec.devices import compare, open_device
 from edgec.devices.ssh import SshDevice
@@ -63,18 +64,42 @@ def test_a_placed_bundle_is_the_same_and_passes_its_check(device: SshDevice, bun
 
 
 def test_the_same_content_is_copied_once(device: SshDevice, tmp_path: Path) -> None:
-    folder = tmp_path / "some bundle"
-    (folder / "sub").mkdir(parents=True)
+    folder = write_bundle(tmp_path / "some bundle", "feature-extraction")
+    (folder / "sub").mkdir()
     (folder / "sub" / "file").write_bytes(b"\x00content")
+    seal(folder)
     first = Path(device.place(folder))
     before = first.stat()
     assert device.place(folder) == str(first)
     assert first.stat() == before
     (folder / "sub" / "file").write_bytes(b"\x00changed")
+    seal(folder)
     second = Path(device.place(folder))
     assert second != first
     assert (first / "sub" / "file").read_bytes() == b"\x00content"
     assert (second / "sub" / "file").read_bytes() == b"\x00changed"
+
+
+def test_only_whole_bundles_are_sent(server: sshd.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a home folder, nor what a bundle links to outside of itself, nor what lies beside its files."""
+    monkeypatch.setenv("EDGEC_DEVICE_CACHE", str(tmp_path / "cache"))
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "letter.txt").write_text("private")
+    folder = write_bundle(tmp_path / "bundle", "feature-extraction")
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to(home / "letter.txt")
+    seal(folder)
+    with open_device(server.url) as device:
+        for path, error in ((home, BundleNotFound), (folder, UnsafePath)):
+            with pytest.raises(error):
+                device.place(path)
+        assert not contents(tmp_path / "cache")
+        (folder / "README.md").unlink()
+        seal(folder)
+        (folder / "link").symlink_to(home)
+        placed = Path(device.place(folder))
+    assert sorted(contents(placed)) == ["golden.npz", "manifest.json", "model.onnx", "tokenizer.json"]
 
 
 def test_bundles_are_measured_there(device: SshDevice, bundle: Path, server: sshd.Server) -> None:

@@ -240,9 +240,17 @@ FORMS = {
     "no bias": "out = MatMul(x, weight)",
     "Gemm": "out = Gemm(x, weight, bias)",
     "transposed Gemm": "out = Gemm <transB = 1> (x, transposed, bias)",
+    "Gemm without bias": "out = Gemm(x, weight)",
+    "transposed Gemm without bias": "out = Gemm <transB = 1> (x, transposed)",
+    "transposed in the graph": "w = Transpose <perm = [1, 0]> (transposed)\n out = MatMul(x, w)",
+    "transposed in the graph, a bias": (
+        "w = Transpose(transposed)\n product = MatMul(x, w)\n out = Add(product, bias)"
+    ),
+    "not transposed at all": "w = Transpose <perm = [0, 1]> (weight)\n out = MatMul(x, w)",
     "a matrix is no bias": "product = MatMul(x, weight)\n out = Add(product, matrix)",
     "a number is no bias": "product = MatMul(x, weight)\n out = Add(product, number)",
 }
+WITH_BIAS = {"bias on the right", "bias on the left", "Gemm", "transposed Gemm", "transposed in the graph, a bias"}
 RNG = np.random.default_rng(4)
 CONSTANTS = {
     "weight": RNG.standard_normal((6, 5)).astype(np.float32),
@@ -267,7 +275,8 @@ def test_forms_of_a_linear_layer(form: str, scheme: str, here: Target) -> None:
     lowered = lower_int8(model, scheme, {"one": layer}, here)
     (product,) = of_type(lowered, "MatMulIntegerToFloat")
     assert constant(product.inputs[1]).shape == (6, 5)
-    assert (len(product.inputs) > 6) == (form in ("bias on the right", "bias on the left", "Gemm", "transposed Gemm"))
+    assert (len(product.inputs) > 6 and product.inputs[6] is not None) == (form in WITH_BIAS)
+    assert not {"weight", "transposed"} & set(lowered.graph.initializers)
     (name,) = (output.name for output in model.graph.outputs)
     expected = values_inside(model, [str(name)], {"x": x})[str(name)]
     got = values_inside(lowered, ["out"], {"x": x})["out"]
@@ -277,11 +286,19 @@ def test_forms_of_a_linear_layer(form: str, scheme: str, here: Target) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["out = Gemm <alpha = 0.5> (x, weight, bias)", "out = Gemm <beta = 2.0> (x, weight, bias)", "out = Relu(x)"],
+    [
+        "out = Gemm <alpha = 0.5> (x, weight, bias)",
+        "out = Gemm <beta = 2.0> (x, weight, bias)",
+        "out = Gemm(x, weight, number)",  # the kernel wants one for each channel
+        "out = Relu(x)",
+        # Of the two places of this layer the second has no int8 form.
+        "product = MatMul(x, weight)\n half = Gemm <alpha = 0.5> (x, weight, bias)\n out = Add(product, half)",
+    ],
 )
 def test_forms_that_are_not_a_linear_layer(body: str, here: Target) -> None:
     with pytest.raises(PassError, match="the first is one"):
-        lower_int8(_graph(body), "static", {"one": LayerQuantization("linear", (0.0, 1.0))}, here)
+        layers = {"product": "one", "half": "one", "out": "one"}
+        lower_int8(_graph(body, layers), "static", {"one": LayerQuantization("linear", (0.0, 1.0))}, here)
 
 
 def test_a_layer_that_runs_twice_stores_its_weights_once(here: Target) -> None:
@@ -313,6 +330,32 @@ def test_a_table_that_is_read_twice_is_stored_once(here: Target) -> None:
     np.testing.assert_allclose(got, table[ids] + table[more], atol=np.abs(table).max() / 120)
     quantized, scale = quantize_rows(table)
     np.testing.assert_allclose(got, (quantized * scale)[ids] + (quantized * scale)[more], rtol=1e-6)
+
+
+def test_a_table_that_is_the_output_layer_too(here: Target) -> None:
+    """Tied weights: rows with a scale a row where tokens are looked up, channels where they are predicted."""
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+    g (int64[n] ids) => (float[n, 9] out) {
+        rows = Gather <axis = 0> (table, ids)
+        columns = Transpose <perm = [1, 0]> (table)
+        product = MatMul(rows, columns)
+        out = Add(product, shift)
+    }"""
+    table, shift = (RNG.standard_normal(shape).astype(np.float32) for shape in ((9, 6), 9))
+    model = parse(text, {"table": table, "shift": shift}, {"rows": "words", "product": "decoder", "out": "decoder"})
+    layers = {"words": LayerQuantization("embedding"), "decoder": LayerQuantization("linear", (-4.0, 4.0))}
+    lowered = lower_int8(model, "static", layers, here)
+    assert "table" not in lowered.graph.initializers
+    quantized, scale = quantize_rows(table)
+    np.testing.assert_array_equal(constant(lowered.graph.initializers["words.weight_int8"]), quantized)
+    np.testing.assert_array_equal(constant(lowered.graph.initializers["words.weight_scale"]), scale)
+    assert constant(lowered.graph.initializers["decoder.weight_int8"]).shape == (6, 9)
+    ids = np.arange(9)
+    got = values_inside(lowered, ["out"], {"ids": ids})["out"]
+    np.testing.assert_allclose(got, table @ table.T + shift, atol=0.3)
+    # A table alone in int8 leaves the output layer as it is.
+    alone = lower_int8(model, "static", {"words": layers["words"]}, here)
+    assert len(of_type(alone, "MatMul")) == 1 and "words.weight_int8" in alone.graph.initializers
 
 
 def test_a_bundle_written_from_it_names_no_folder(static: ir.Model, tmp_path: Path) -> None:

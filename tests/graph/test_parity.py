@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -49,6 +51,34 @@ def test_sample_feeds(reader: Part, feeds: list[Feeds]) -> None:
         np.testing.assert_array_equal(one["input_ids"], two["input_ids"])
     other = sample_feeds(reader, vocabulary=100, pad_id=3, max_length=64, seed=2)
     assert not np.array_equal(other[0]["input_ids"], feeds[0]["input_ids"])
+
+
+def test_sample_feeds_have_pairs(reader: Part, feeds: list[Feeds]) -> None:
+    types = feeds[0]["token_type_ids"]
+    # Rows of 24, 12 and 8 tokens.
+    assert types[0].tolist() == [0] * 12 + [1] * 12
+    assert types[1].tolist() == [0] * 6 + [1] * 6 + [0] * 12
+    assert types[2].tolist() == [0] * 4 + [1] * 4 + [0] * 16
+    assert not any(feed["token_type_ids"].any() for feed in feeds[1:])
+
+    def run(feed: Feeds) -> Outputs:
+        return _torch_run(reader, {**feed, "token_type_ids": np.zeros_like(feed["token_type_ids"])})
+
+    with pytest.raises(ParityError):
+        float_parity(reader, run, feeds)
+
+
+def test_a_model_of_one_token_type_gets_no_second(tmp_path: Path) -> None:
+    state = load_model(tiny("bert", "question-answering", tmp_path, type_vocab_size=1))
+    (part,) = state.parts.values()
+    assert isinstance(part, Part)
+    feeds = sample_feeds(part, vocabulary=100, pad_id=3, max_length=64)
+    assert all(set(feed) == {"input_ids", "attention_mask"} for feed in feeds)
+
+
+def test_the_longest_row_is_no_longer_than_memory_allows(reader: Part) -> None:
+    feeds = sample_feeds(reader, vocabulary=100, pad_id=3, max_length=8192)
+    assert [feed["input_ids"].shape for feed in feeds] == [(3, 24), (1, 9), (1, 1), (1, 1024)]
 
 
 def test_a_right_graph_passes(reader: Part, feeds: list[Feeds]) -> None:

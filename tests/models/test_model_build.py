@@ -31,8 +31,9 @@ def _compressed(folder: Path) -> ModelState:
     )
     with torch.no_grad():
         state.parts["encoder"].model.encoder.layer[0].output.dense.weight.mul_(0.5)
+    spec = dataclasses.replace(state.spec, license_text="LICENSE:\n\nAs you like it.\n")
     record = PassRecord("quantize", {"scheme": "static"}, {"layers": 13, "seconds": 1e-05})
-    return dataclasses.replace(state, quantization=_QUANTIZATION, history=(record,))
+    return dataclasses.replace(state, spec=spec, quantization=_QUANTIZATION, history=(record,))
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -49,6 +49,19 @@ def test_spec_of_a_classifier(tmp_path: Path) -> None:
     assert spec.sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+def test_licence_files_reach_the_spec(tmp_path: Path) -> None:
+    folder = tiny("bert", "fill-mask", tmp_path / "m")
+    assert load_model(folder).spec.license_text is None
+    (folder / "NOTICE").write_text("Made by Ada.\n")
+    (folder / "LICENSE.txt").write_bytes(b"As you like it, Z\xfcrich.\n")
+    text = "LICENSE.txt:\n\nAs you like it, Z\ufffdrich.\n\nNOTICE:\n\nMade by Ada.\n"
+    assert load_model(folder).spec.license_text == text
+    (folder / "LICENSE.txt").write_text("x" * 256_001)
+    cut = load_model(folder).spec.license_text
+    assert cut is not None and cut.count("x" * 1000) == 256
+    assert cut.count("the rest is left out here") == 2 and "NOTICE:" in cut and "Ada" not in cut
+
+
 def test_feature_extraction_without_modules_json_is_mean_pooling_unnormalised(tmp_path: Path) -> None:
     spec = load_model(tiny("mpnet", "feature-extraction", tmp_path)).spec
     assert (spec.pooling, spec.normalize, spec.labels) == ("mean", False, None)

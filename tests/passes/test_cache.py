@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tiny_models import SENTENCES, sentence_transformer
+from tokenizers import normalizers
 
 import edgec
 from edgec.errors import DataError, PassError
@@ -122,12 +124,17 @@ def state(tmp_path: Path) -> ModelState:
 def test_a_key_names_everything_that_the_result_depends_on(state: ModelState) -> None:
     passes = [{"quantize": dataclasses.asdict(Quantize())}]
     other = dataclasses.replace(state, spec=dataclasses.replace(state.spec, max_length=16))
+    pooling = dataclasses.replace(state, spec=dataclasses.replace(state.spec, pooling="cls"))
+    cased = copy.deepcopy(state.tokenizer)
+    cased.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     weights = dataclasses.replace(state, spec=dataclasses.replace(state.spec, sha256="0" * 64))
     dynamic = [{"quantize": dataclasses.asdict(Quantize(scheme="dynamic"))}]
     keys = [
         PassCache.key(state, passes, SENTENCES, 0),
         PassCache.key(other, passes, SENTENCES, 0),
         PassCache.key(weights, passes, SENTENCES, 0),
+        PassCache.key(pooling, passes, SENTENCES, 0),
+        PassCache.key(dataclasses.replace(state, tokenizer=cased), passes, SENTENCES, 0),
         PassCache.key(state, dynamic, SENTENCES, 0),
         PassCache.key(state, passes * 2, SENTENCES, 0),
         PassCache.key(state, passes, SENTENCES[1:], 0),

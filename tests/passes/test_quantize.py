@@ -198,6 +198,13 @@ def test_static_needs_texts(state: ModelState, tmp_path: Path) -> None:
     assert "data.calibrate" in caught.value.hint
 
 
+def test_a_pattern_that_skips_nothing_is_refused(state: ModelState, ctx: PassContext) -> None:
+    with pytest.raises(UserError, match=r"no layer matches skip: \*\.querry$") as caught:
+        run(Quantize(skip=("*.dense", "*.querry")), state, ctx)
+    example = caught.value.hint.rpartition(" ")[2]
+    assert isinstance(state.parts["encoder"].get_submodule(example), nn.Linear | nn.Embedding)
+
+
 def test_a_model_is_quantized_once(state: ModelState, ctx: PassContext) -> None:
     once = run(Quantize(), state, ctx)
     with pytest.raises(UserError, match="the model is quantized already"):

@@ -188,7 +188,7 @@ def test_threads_reach_an_engine_that_runs_texts_alone(tmp_path: Path) -> None:
     with load(path, threads=2, schedule="batches") as model:
         assert model.runner.schedule == "streams"
     contender = measure.Contender.open(path, 2, [])
-    assert contender.engine._session.get_session_options().intra_op_num_threads == 2  # type: ignore[attr-defined]
+    assert contender.engine.session.get_session_options().intra_op_num_threads == 2  # type: ignore[attr-defined]
 
 
 def test_progress_is_told_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

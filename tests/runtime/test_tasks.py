@@ -100,17 +100,24 @@ WORDS = {
 }
 
 
-def tagger(folder: Path, scheme: str = "BIO", **pre: object) -> Tagger:
-    tokenizer = wordpiece(list(WORDS))
-    table = np.zeros((len(SPECIALS) + len(WORDS), len(TAGS)))
-    for i, label in enumerate(WORDS.values()):
+def tagger(
+    folder: Path,
+    scheme: str = "BIO",
+    *,
+    tags: tuple[str, ...] = TAGS,
+    words: dict[str, int] = WORDS,
+    **pre: object,
+) -> Tagger:
+    tokenizer = wordpiece(list(words))
+    table = np.zeros((len(SPECIALS) + len(words), len(tags)))
+    for i, label in enumerate(words.values()):
         table[len(SPECIALS) + i, label] = 4
     path = write_bundle(
         folder,
         "token-classification",
         tokenizer=tokenizer,
         model=graph("token-classification", table, context=0.0),
-        labels=TAGS,
+        labels=tags,
         pre=dict(pre),
         post={"label_scheme": scheme},
     )
@@ -128,6 +135,27 @@ def test_tag_entities(tmp_path: Path) -> None:
         Span("Rome", "LOC", 37, 41, score),
         Span("Jo", "LOC", 43, 45, score),  # an I- without a beginning begins one
     ]
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        ("O", "B-PER", "E-PER", "B-LOC", "E-LOC", "S-LOC"),  # IOBES
+        ("O", "B-PER", "L-PER", "B-LOC", "L-LOC", "U-LOC"),  # BILOU
+    ],
+)
+def test_tag_entities_with_ends_and_single_words(tmp_path: Path, tags: tuple[str, ...]) -> None:
+    model = tagger(tmp_path / "b", tags=tags, words=WORDS | {"Rome": 5, "Jo": 5})
+    spans = model.tag("Ada Lovelace lived in New York and Rome Jo")
+    found = [(s.text, s.label) for s in spans]
+    assert found == [("Ada Lovelace", "PER"), ("New York", "LOC"), ("Rome", "LOC"), ("Jo", "LOC")]
+
+
+def test_tag_entities_without_prefixes(tmp_path: Path) -> None:
+    words = WORDS | {"Love": 1, "New": 2, "York": 2, "Rome": 2, "Jo": 1}
+    spans = tagger(tmp_path / "b", tags=("O", "PER", "LOC"), words=words).tag("Ada Lovelace lived in New York. Rome Jo")
+    found = [(s.text, s.label) for s in spans]
+    assert found == [("Ada Lovelace", "PER"), ("New York", "LOC"), ("Rome", "LOC"), ("Jo", "PER")]
 
 
 def test_tag_words(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 SCHEMES = ("BIO", "plain")
 
+# IOBES and BILOU say more than BIO: S- and U- are a span of one word, E- and L- the last word of a longer one.
+_PREFIXES = {"B": "B", "S": "B", "U": "B", "I": "I", "E": "I", "L": "I"}
+
 
 @dataclass(frozen=True)
 class Span:
@@ -177,4 +180,4 @@ def _bio(label: str) -> tuple[str, str]:
     if label == "O":
         return "O", ""
     prefix, separator, kind = label.partition("-")
-    return (prefix, kind) if separator and prefix in ("B", "I") else ("I", label)
+    return (_PREFIXES[prefix], kind) if separator and prefix in _PREFIXES else ("I", label)
