@@ -335,7 +335,8 @@ def test_sessions_are_opened_as_the_runtime_opens_them(bundle: Path, monkeypatch
     session = onnxruntime.InferenceSession
 
     def recording(*args: object, **options: object) -> onnxruntime.InferenceSession:
-        seen.append((options["providers"], options["disabled_optimizers"]))
+        settings = next(value for value in args if isinstance(value, onnxruntime.SessionOptions))
+        seen.append((options["providers"], settings.graph_optimization_level, settings.intra_op_num_threads))
         return session(*args, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", recording)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import cpu, integrity
-from .background import Background
+from .background import Background, undisturbed
 from .errors import PartMissing
 from .graph_scan import require_known_operators, scan_file
 from .manifest import Manifest, Part
@@ -15,8 +15,6 @@ from .schedule import choose
 from .tokenizer_file import open_tokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from .tasks.answer import Reader
     from .tasks.classify import Classifier
     from .tasks.embed import EmbeddingModel
@@ -35,7 +33,8 @@ def load(path: str | Path, *, threads: int | None = None, schedule: str | None =
     rely on.
     """
     folder = Path(path)
-    return assemble(integrity.read_manifest(folder), folder, threads=threads, schedule=schedule, verify=verify)
+    with undisturbed():
+        return assemble(integrity.read_manifest(folder), folder, threads=threads, schedule=schedule, verify=verify)
 
 
 def assemble(
@@ -58,18 +57,26 @@ def assemble(
     part = manifest.parts[0]
     cpu.warn_if_unfit(manifest.target, cpu.architecture(), cpu.features())
 
-    # Neither hashing nor the tokenizer's parser holds the interpreter, so they go on while numpy and
-    # onnxruntime, the larger half of a cold start, are being imported.
-    preparation = Background(lambda: _prepare(manifest, folder, verify))
+    # Hashing does not hold the interpreter, so it goes on while numpy and onnxruntime, the larger half of a cold
+    # start, are being imported.
+    verification = Background(lambda: integrity.verify_files(folder, manifest) if verify else [])
     from .engine import OnnxRuntimeEngine
+
+    chosen = choose(part, manifest.execution, schedule)
+    stamps = verification.result()
+    model = check_graph(folder, manifest, part)
+    threads = threads or cpu.usable_cpus()
+    engine_threads = 1 if chosen == "streams" else threads
+    # Nor does the making of a session; the tokenizer's parser does, so its turn is now.
+    session = Background(lambda: OnnxRuntimeEngine(model, threads=engine_threads, name=part.name))
     from .runner import Runner
     from .text import Encoder
 
-    chosen = choose(part, manifest.execution, schedule)
-    stamps, tokenizer = preparation.result()
-    model = check_graph(folder, manifest, part)
-    threads = threads or cpu.usable_cpus()
-    engine = OnnxRuntimeEngine(model, threads=1 if chosen == "streams" else threads, name=part.name)
+    task = _task(manifest.task)
+    tokenizer_file = manifest.preprocessing.tokenizer
+    tokenizer = open_tokenizer(integrity.locate(folder, tokenizer_file).read_bytes(), tokenizer_file)
+    encoder = Encoder(tokenizer, manifest.preprocessing)
+    engine = session.result()
     # What was read above is what was verified, unless somebody put another file in its place in between.
     for stamp in stamps:
         stamp.require_unchanged()
@@ -82,14 +89,7 @@ def assemble(
         batch_size=manifest.execution.batch_size,
         pad_id=manifest.preprocessing.pad_id,
     )
-    return _task(manifest.task)(manifest, Encoder(tokenizer, manifest.preprocessing), runner)
-
-
-def _prepare(manifest: Manifest, folder: Path, verify: bool) -> tuple[list[integrity.Stamp], Tokenizer]:
-    """What can be done before numpy is there."""
-    stamps = integrity.verify_files(folder, manifest) if verify else []
-    name = manifest.preprocessing.tokenizer
-    return stamps, open_tokenizer(integrity.locate(folder, name).read_bytes(), name)
+    return task(manifest, encoder, runner)
 
 
 def _task(name: str) -> type[Model]:
