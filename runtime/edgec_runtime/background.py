@@ -1,42 +1,12 @@
-"""What makes a cold start shorter: a call on a thread of its own, and no disturbance meanwhile.
-
-(concurrent.futures takes longer to import than what this is used for.)
-"""
+"""One call on a thread of its own. (concurrent.futures takes longer to import than what this is used for.)"""
 
 from __future__ import annotations
 
-import gc
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from threading import Thread
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-_SWITCH_SECONDS = 0.0005
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """For the time of a cold start: no garbage collection (imports make much, and hardly any of it is garbage), and
-    threads that hand the interpreter over ten times as often, because they wait for each other.
-
-    Both hold for the whole process, so whoever finds them changed already leaves them alone.
-    """
-    collects = gc.isenabled()
-    interval = sys.getswitchinterval()
-    if collects:
-        gc.disable()
-    if interval > _SWITCH_SECONDS:
-        sys.setswitchinterval(_SWITCH_SECONDS)
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-        if interval > _SWITCH_SECONDS:
-            sys.setswitchinterval(interval)
 
 
 class Background(Thread, Generic[T]):

@@ -122,12 +122,19 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """(number, payload) of every length-delimited field; the other wire types hold nothing of interest."""
     position, end = 0, len(data)
     while position < end:
-        tag, position = _varint(data, position)
+        # Nearly all tags and lengths are a single byte; they are read here, since a call costs more than the reading.
+        tag = data[position]
+        position += 1
+        if tag >= 0x80:
+            tag, position = _varint(data, position - 1)
         number, wire = tag >> 3, tag & 7
         if number == 0:
             raise _Malformed("a field with number 0")
         if wire == 2:
-            length, position = _varint(data, position)
+            length = data[position] if position < end else 0x80
+            position += 1
+            if length >= 0x80:
+                length, position = _varint(data, position - 1)
             if length > end - position:
                 raise _Malformed("a field that is longer than the file")
             yield number, data[position : position + length]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import cpu, integrity
-from .background import Background, undisturbed
+from .background import Background
 from .errors import PartMissing
 from .graph_scan import require_known_operators, scan_file
 from .manifest import Manifest, Part
@@ -33,8 +33,7 @@ def load(path: str | Path, *, threads: int | None = None, schedule: str | None =
     rely on.
     """
     folder = Path(path)
-    with undisturbed():
-        return assemble(integrity.read_manifest(folder), folder, threads=threads, schedule=schedule, verify=verify)
+    return assemble(integrity.read_manifest(folder), folder, threads=threads, schedule=schedule, verify=verify)
 
 
 def assemble(
@@ -61,22 +60,14 @@ def assemble(
     # start, are being imported.
     verification = Background(lambda: integrity.verify_files(folder, manifest) if verify else [])
     from .engine import OnnxRuntimeEngine
+    from .runner import Runner
+    from .text import Encoder
 
     chosen = choose(part, manifest.execution, schedule)
     stamps = verification.result()
     model = check_graph(folder, manifest, part)
     threads = threads or cpu.usable_cpus()
-    engine_threads = 1 if chosen == "streams" else threads
-    # Nor does the making of a session; the tokenizer's parser does, so its turn is now.
-    session = Background(lambda: OnnxRuntimeEngine(model, threads=engine_threads, name=part.name))
-    from .runner import Runner
-    from .text import Encoder
-
-    task = _task(manifest.task)
-    tokenizer_file = manifest.preprocessing.tokenizer
-    tokenizer = open_tokenizer(integrity.locate(folder, tokenizer_file).read_bytes(), tokenizer_file)
-    encoder = Encoder(tokenizer, manifest.preprocessing)
-    engine = session.result()
+    engine = OnnxRuntimeEngine(model, threads=1 if chosen == "streams" else threads, name=part.name)
     # What was read above is what was verified, unless somebody put another file in its place in between.
     for stamp in stamps:
         stamp.require_unchanged()
@@ -89,7 +80,9 @@ def assemble(
         batch_size=manifest.execution.batch_size,
         pad_id=manifest.preprocessing.pad_id,
     )
-    return task(manifest, encoder, runner)
+    name = manifest.preprocessing.tokenizer
+    tokenizer = open_tokenizer(integrity.locate(folder, name).read_bytes(), name)
+    return _task(manifest.task)(manifest, Encoder(tokenizer, manifest.preprocessing), runner)
 
 
 def _task(name: str) -> type[Model]:
