@@ -152,7 +152,7 @@ def quality(build: Path, bundle: Path, data: Path | None) -> dict[str, Any]:
 
 def process_figures(baseline: Path, bundle: Path) -> dict[str, Any]:
     """Cold start (hashes verified) against the bare imports, and peak memory, in fresh processes."""
-    report = edgec.bench([baseline, bundle], tokens=[16], rounds=5)
+    report = edgec.bench([baseline, bundle], tokens=[16], rounds=10)
     return {
         "imports_ms": report.data["imports_ms"],
         **{
