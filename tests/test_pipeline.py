@@ -166,7 +166,9 @@ def test_progress_names_every_step(report: Report, said: list[str], here: Target
 def test_what_fits_the_device_was_verified_there(report: Report, here: Target) -> None:
     found = check(report.out / "bundles" / here.name)
     mine, other = (one["verified"] for one in report.data["bundles"])
-    assert mine == {"device": "local", "max_abs": found.max_abs, "min_cosine": found.min_cosine}
+    # Another process may sum floats from other addresses, which moves the last bits.
+    near = {name: pytest.approx(getattr(found, name), abs=1e-6) for name in ("max_abs", "min_cosine")}
+    assert mine == {"device": "local", **near}
     assert other is None and "verified" not in report.data["baseline"]
 
 
