@@ -118,7 +118,7 @@ def check_torch(path: list[str]) -> list[Finding]:
             "warn",
             f"{version} is built for {gpu}, and this machine has no GPU: {gigabytes:.1f} GB are wasted",
             f"pip uninstall -y torch {' '.join(extra)}".rstrip()
-            + f" && pip install torch=={release} --index-url https://download.pytorch.org/whl/cpu",
+            + f", then install the CPU build of torch=={release} (PyTorch's site names the index for it)",
         )
     ]
 
