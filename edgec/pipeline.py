@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgec_runtime import load
 from edgec_runtime.manifest import Manifest, Quality
-from edgec_runtime.notices import BundleWarning, TruncationWarning
+from edgec_runtime.notices import BundleWarning
 from edgec_runtime.tasks.embed import OUTPUT as EMBEDDING
 from edgec_runtime.tasks.embed import EmbeddingModel
 
@@ -316,7 +316,6 @@ def _quality(
     with warnings.catch_warnings():
         # The bundle of another machine class answers here all the same; verify tells what it does there.
         warnings.simplefilter("ignore", BundleWarning)
-        warnings.simplefilter("ignore", TruncationWarning)
         if data.label_column is None:
             with load(baseline) as reference, load(folder) as candidate:
                 mask = candidate.manifest.postprocessing.mask_token or ""

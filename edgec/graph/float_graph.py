@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.rewriter import RewriteRuleClassBase, RewriteRuleSet
 
-from .trace import MODULE_KEY
+from .trace import MODULE_KEY, name_nodes
 
 
 class SumBeforeLayerNorm(RewriteRuleClassBase):
@@ -47,21 +47,19 @@ def finish(model: ir.Model) -> None:
         common.TopologicalSortPass(),
     ):
         graph_pass(model)
-    _name_nodes(model)
+    _name_all(model)
 
 
-def _name_nodes(model: ir.Model) -> None:
-    """Names are a function of the graph alone: the same inputs give the same file."""
-    seen: dict[str, int] = {}
+def _name_all(model: ir.Model) -> None:
+    """Names of nodes and values are a function of the graph alone: the same inputs give the same file."""
     for node in model.graph.all_nodes():
         # The rewriter tags the nodes it makes; only the module path is meant to ship.
         path = node.metadata_props.get(MODULE_KEY, "")
         node.metadata_props.clear()
         if path:
             node.metadata_props[MODULE_KEY] = path
-        name = f"{path}/{node.op_type}" if path else node.op_type
-        seen[name] = seen.get(name, 0) + 1
-        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+    name_nodes(model)
+    for node in model.graph.all_nodes():
         for index, value in enumerate(node.outputs):
             if not value.is_graph_output():
                 value.name = f"{node.name}:{index}"

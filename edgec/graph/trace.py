@@ -77,7 +77,6 @@ def _tidy(model: ir.Model) -> None:
     model.doc_string = None
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
-    seen: Counter[str] = Counter()
     for node in model.graph.all_nodes():
         path = module_path(node.metadata_props.get("pkg.torch.onnx.name_scopes"))
         node.metadata_props.clear()
@@ -86,12 +85,20 @@ def _tidy(model: ir.Model) -> None:
             value.metadata_props.clear()
         if path:
             node.metadata_props[MODULE_KEY] = path
-        name = f"{path}/{node.op_type}" if path else node.op_type
-        seen[name] += 1
-        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+    name_nodes(model)
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
+
+
+def name_nodes(model: ir.Model) -> None:
+    """Name every node "module/path/OpType", numbered from the second of a name on: a function of the graph alone."""
+    seen: Counter[str] = Counter()
+    for node in model.graph.all_nodes():
+        path = node.metadata_props.get(MODULE_KEY, "")
+        name = f"{path}/{node.op_type}" if path else node.op_type
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
 
 
 def module_path(name_scopes: str | None) -> str:

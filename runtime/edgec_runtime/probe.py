@@ -1,4 +1,4 @@
-"""`python -m edgec_runtime.probe cold|load BUNDLE THREADS`: the fresh process that `fresh` starts and times.
+"""`main("cold" or "load", bundle, threads)`: what the fresh process does that `fresh` starts and times.
 
 It writes "ready" as soon as it has its answer; what it does after that is not counted. Before that it imports
 nothing that an app would not import.
@@ -61,7 +61,3 @@ def peak_memory_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,5 +1,4 @@
-"""Opens a tokenizer.json. Apart from `text` because it needs no numpy: it runs while numpy is being
-imported."""
+"""Opens a tokenizer.json, and tells in the runtime's words why it cannot."""
 
 from __future__ import annotations
 
