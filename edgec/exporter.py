@@ -96,13 +96,7 @@ class Exporter:
         parity: dict[str, Any] = {"float_against_torch": self.float_parity.to_dict()}
         graph = self.float_graph
         if quantization is not None:
-            layers = {
-                path: layer
-                for key, layer in quantization.layers.items()
-                for part_name, _, path in [key.partition(":")]
-                if part_name == self.part_name
-            }
-            graph = lower_int8(self.traced, quantization.scheme, layers, target)
+            graph = lower_int8(self.traced, quantization.of_part(self.part_name), target)
             found = int8_parity(self._float_outputs, self._outputs(graph))
             parity["int8_against_float"] = found.to_dict()
         file = f"{self.part_name}.onnx"
@@ -117,7 +111,7 @@ class Exporter:
             # One dynamic scale for a whole batch would let a text's answer depend on its batch-mates.
             execution=dataclasses.replace(
                 self.manifest.execution,
-                batch_invariant=quantization is None or quantization.scheme != "dynamic",
+                batch_invariant=quantization is None or quantization.batch_invariant,
             ),
             parity=parity,
         )
@@ -139,8 +133,10 @@ class Exporter:
     def build_id(self) -> str:
         """Names the compressed model, whatever the target: its float graph, its quantization, its tokenizer."""
         quantization = self.state.quantization
-        decision = None if quantization is None else dataclasses.asdict(quantization)
+        decision = None if quantization is None else dataclasses.asdict(dataclasses.replace(quantization, tensors={}))
         digest = hashlib.sha256(digest_graph(self.float_graph))
+        for name, tensor in sorted(quantization.tensors.items() if quantization is not None else ()):
+            digest.update(name.encode() + tensor.tobytes())
         digest.update(json.dumps(decision, sort_keys=True).encode())
         digest.update(self.tokenizer)
         return digest.hexdigest()[:16]

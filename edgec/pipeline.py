@@ -267,7 +267,7 @@ def _compressed(
         spec.task,
         max_length=spec.max_length,
         multi_label=spec.multi_label,
-        dynamic=state.quantization is not None and state.quantization.scheme == "dynamic",
+        dynamic=state.quantization is not None and not state.quantization.batch_invariant,
     )
     original = state
     done: list[dict[str, Any]] = []

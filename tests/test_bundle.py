@@ -39,7 +39,10 @@ def static(exporter: Exporter, here: Target, tmp_path_factory: pytest.TempPathFa
 
 def _dynamic(exporter: Exporter) -> Exporter:
     assert exporter.state.quantization is not None
-    kinds = {key: LayerQuantization(layer.kind) for key, layer in exporter.state.quantization.layers.items()}
+    kinds = {
+        key: LayerQuantization(layer.kind, "dynamic-tensor")
+        for key, layer in exporter.state.quantization.layers.items()
+    }
     other = copy.copy(exporter)
     other.state = dataclasses.replace(exporter.state, quantization=Quantization("dynamic", kinds))
     return other

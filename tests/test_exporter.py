@@ -188,13 +188,13 @@ def test_another_decision_is_another_build(exporter: Exporter, quantized: ModelS
     assert quantized.quantization is not None
     layers = dict(quantized.quantization.layers)
     key = "encoder:model.encoder.layer.0.output.dense"
-    wider = Quantization("static", {**layers, key: LayerQuantization("linear", (-9.0, 9.0))})
+    wider = Quantization("static", {**layers, key: LayerQuantization("linear", input_range=(-9.0, 9.0))})
     ids = [build_id(q) for q in (quantized.quantization, wider, Quantization("dynamic", layers), None)]
     assert ids[0] == exporter.build_id and len(set(ids)) == 4
 
 
 def test_a_dynamic_scale_is_no_matter_of_batches(exporter: Exporter, here: Target, tmp_path: Path) -> None:
-    dynamic = _decided(exporter, lambda path, layer: LayerQuantization(layer.kind), scheme="dynamic")
+    dynamic = _decided(exporter, lambda path, layer: LayerQuantization(layer.kind, "dynamic-tensor"), scheme="dynamic")
     assert dynamic.write(tmp_path / "dynamic", here).execution.batch_invariant is False
     assert exporter.write(tmp_path / "static", here).execution.batch_invariant is True
     assert dynamic.write(tmp_path / "fp32", here, precision=FP32).execution.batch_invariant is True
@@ -224,7 +224,10 @@ def test_a_decision_that_breaks_the_model_makes_no_bundle(exporter: Exporter, he
 
 def test_a_layer_that_is_not_in_the_graph_makes_no_bundle(exporter: Exporter, here: Target, tmp_path: Path) -> None:
     assert exporter.state.quantization is not None
-    layers = {**exporter.state.quantization.layers, "encoder:model.nowhere": LayerQuantization("linear", (0.0, 1.0))}
+    layers = {
+        **exporter.state.quantization.layers,
+        "encoder:model.nowhere": LayerQuantization("linear", input_range=(0.0, 1.0)),
+    }
     other = copy.copy(exporter)
     other.state = dataclasses.replace(exporter.state, quantization=Quantization("static", layers))
     with pytest.raises(PassError, match=r"model\.nowhere"):

@@ -17,11 +17,11 @@ import onnx_ir as ir
 from onnxscript.rewriter import RewriteRuleClassBase, RewriteRuleSet
 
 from edgec.errors import PassError
-from edgec.state import LayerQuantization
+from edgec.numerics.weights import activation_scale, quantize_per_channel, quantize_rows
+from edgec.state import LayerQuantization, Quantization
 from edgec.target import Target
 
 from .float_graph import SumBeforeLayerNorm, finish
-from .quantize_weights import activation_scale, quantize_per_channel, quantize_rows
 from .trace import MODULE_KEY
 
 CONTRIB = "com.microsoft"
@@ -35,7 +35,6 @@ class _Lowering:
     positions with the same matrix) reads them twice.
     """
 
-    scheme: str
     layers: Mapping[str, LayerQuantization]
     reduce_range: bool
     weights: dict[str, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
@@ -71,7 +70,7 @@ class _Lowering:
             weight = weight * factors[:, None]
             x = op.Mul(x, self.shared(op, 1 / factors, f"{path}.input_smoothing"))
         weights, scales = self.stored(op, path, lambda: quantize_per_channel(weight, reduce_range=self.reduce_range))
-        if self.scheme == "dynamic":
+        if layer.scheme == "dynamic-tensor":
             activations, x_scale, x_zero = op.DynamicQuantizeLinear(x, _outputs=3)
         else:
             assert layer.input_range is not None, f"{path} has no calibrated range"
@@ -180,15 +179,16 @@ class EmbeddingTable(_Rule):
         return op.Mul(looked_up, op.Gather(scales, ids, axis=0))
 
 
-def lower_int8(model: ir.Model, scheme: str, layers: Mapping[str, LayerQuantization], target: Target) -> ir.Model:
+def lower_int8(model: ir.Model, quantization: Quantization, target: Target) -> ir.Model:
     """Lower a copy of the traced float `model`.
 
-    layers: by module path (of this part). Raises PassError if a layer that was decided to run in int8 has no place
-    in the graph, or runs in float in one of its places: a decision is carried out or fails, it is never dropped in
-    silence.
+    quantization: of this part (Quantization.of_part). Raises PassError if a layer that was decided to run in int8
+    has no place in the graph, or runs in float in one of its places: a decision is carried out or fails, it is never
+    dropped in silence.
     """
     model = model.clone()
-    lowering = _Lowering(scheme, layers, target.int8.reduce_range)
+    layers = quantization.layers
+    lowering = _Lowering(layers, target.int8.reduce_range)
     model.graph.opset_imports[CONTRIB] = 1
     # A matrix product is visited before the bias that follows it, so the larger pattern needs a sweep of its own.
     RewriteRuleSet([MatMulWithBias.rule(lowering)], commute=True).apply_to_model(model)

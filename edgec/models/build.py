@@ -1,7 +1,7 @@
 """A compressed model as a folder: what `edgec compress` leaves in OUT/model and `edgec export` takes.
 
     config.json, model.safetensors, tokenizer.json, tokenizer_config.json    as save_pretrained writes them
-    edgec.json    {"edgec": 1, "spec": ModelSpec, "quantization": Quantization or null, "history":
+    edgec.json    {"edgec": 2, "spec": ModelSpec, "quantization": Quantization or null, "history":
     [PassRecord],
                    "files": {name: sha256}, "digest": sha256 of this file with an empty digest}
 
@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from edgec_runtime.manifest import PassRecord
 from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from edgec.errors import ModelError, SystemFailure
 from edgec.models.config import load_config
@@ -27,10 +28,11 @@ from edgec.models.quiet import quiet
 from edgec.models.tokenizer import load_tokenizer, longest
 from edgec.models.weights import check_sha256, load_weights, sha256, weight_files
 from edgec.nn.parts import Part
-from edgec.state import LayerQuantization, ModelSpec, ModelState, Quantization
+from edgec.state import LayerQuantization, ModelSpec, ModelState, PointQuantization, Quantization
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 BUILD_FILE: Final = "edgec.json"
+TENSOR_FILE: Final = "quantization.safetensors"
 _AGAIN: Final = "the folder was changed or cut short: make it again with `edgec compress`"
 
 
@@ -48,6 +50,8 @@ def save_build(state: ModelState, folder: Path) -> None:
             # One file, whatever its size: the sha256 of shards would depend on where they are cut.
             part.model.save_pretrained(folder, max_shard_size="1TB")
             state.tokenizer.save_pretrained(folder)
+        if state.quantization is not None and state.quantization.tensors:
+            save_file(dict(state.quantization.tensors), folder / TENSOR_FILE)
         contents = _describe(state, folder)
         (folder / BUILD_FILE).write_text(_canonical(contents), encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -61,7 +65,7 @@ def _describe(state: ModelState, folder: Path) -> dict[str, Any]:
     contents = {
         "edgec": FORMAT_VERSION,
         "spec": dataclasses.asdict(state.spec),
-        "quantization": None if state.quantization is None else dataclasses.asdict(state.quantization),
+        "quantization": None if state.quantization is None else _plain_quantization(state.quantization),
         "history": [dataclasses.asdict(record) for record in state.history],
         "files": {path.name: sha256((path,)) for path in sorted(folder.iterdir())},
         "digest": "",
@@ -88,7 +92,7 @@ def load_build(folder: Path, *, expected_sha256: str | None = None) -> ModelStat
         parts={"encoder": make_part(model, spec)},
         spec=spec,
         tokenizer=tokenizer,
-        quantization=_quantization(contents["quantization"]),
+        quantization=_quantization(contents["quantization"], folder),
         history=tuple(PassRecord(**record) for record in contents["history"]),
     )
 
@@ -110,9 +114,10 @@ def _read(folder: Path) -> dict[str, Any]:
     where = folder / BUILD_FILE
     contents = read_object(where)
     version = contents.get("edgec")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version != FORMAT_VERSION:
         raise ModelError(
-            f"{where} is of build format {version}; this edgec reads up to {FORMAT_VERSION}", "update edgec"
+            f"{where} is of build format {version}; this edgec reads {FORMAT_VERSION}",
+            "update edgec" if version > FORMAT_VERSION else _AGAIN.replace("the folder was changed or cut short: ", ""),
         )
     if where.read_text(encoding="utf-8") != _canonical(contents) or contents.get("digest") != _digest(contents):
         raise ModelError(f"{where} was changed after it was written (its digest does not fit)", _AGAIN)
@@ -124,19 +129,36 @@ def _read(folder: Path) -> dict[str, Any]:
     return contents
 
 
-def _quantization(data: dict[str, Any] | None) -> Quantization | None:
+def _plain_quantization(quantization: Quantization) -> dict[str, Any]:
+    """As JSON values; its tensors stand in a file of their own."""
+    return {
+        **dataclasses.asdict(dataclasses.replace(quantization, tensors={})),
+        "tensors": sorted(quantization.tensors),
+    }
+
+
+def _quantization(data: dict[str, Any] | None, folder: Path) -> Quantization | None:
     if data is None:
         return None
-    layers = {}
-    for path, layer in data["layers"].items():
-        bounds = layer["input_range"]
-        factors = layer["smoothing"]
-        layers[path] = LayerQuantization(
-            layer["kind"],
-            None if bounds is None else (bounds[0], bounds[1]),
-            None if factors is None else tuple(factors),
-        )
-    return Quantization(data["scheme"], layers, data["passes_before"])
+    tensors = load_file(folder / TENSOR_FILE) if data["tensors"] else {}
+    return Quantization(
+        data["scheme"],
+        {path: _frozen(LayerQuantization, layer) for path, layer in data["layers"].items()},
+        data["passes_before"],
+        {path: _frozen(PointQuantization, point) for path, point in data["points"].items()},
+        tensors,
+    )
+
+
+def _frozen(kind: Any, values: dict[str, Any]) -> Any:
+    """An instance of a frozen dataclass from JSON values, in which lists stand for tuples."""
+
+    def frozen(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: frozen(inner) for key, inner in value.items()}
+        return tuple(frozen(inner) for inner in value) if isinstance(value, list) else value
+
+    return kind(**{key: frozen(value) for key, value in values.items()})
 
 
 def _canonical(contents: dict[str, Any]) -> str:

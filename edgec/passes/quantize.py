@@ -99,11 +99,11 @@ class Quantize:
                 if reason:
                     left_alone[key] = reason
                 elif isinstance(module, nn.Embedding):
-                    layers[key] = LayerQuantization("embedding")
+                    layers[key] = LayerQuantization("embedding", "weight-only")
                 elif self.scheme == "dynamic":
-                    layers[key] = LayerQuantization("linear")
+                    layers[key] = LayerQuantization("linear", "dynamic-tensor")
                 else:
-                    layers[key] = LayerQuantization("linear", observed[key].range())
+                    layers[key] = LayerQuantization("linear", input_range=observed[key].range())
         smoothed = self._smooth(state, layers, observed)
         report = {
             "scheme": self.scheme,
@@ -153,7 +153,9 @@ class Quantize:
             inputs = observed[keys[0]]
             factors = smoothing_factors(inputs.magnitude(), np.max(weights, axis=0), self.smooth_alpha)
             for key in keys:
-                smoothed[key] = LayerQuantization("linear", inputs.range(factors), tuple(map(float, factors)))
+                smoothed[key] = LayerQuantization(
+                    "linear", input_range=inputs.range(factors), smoothing=tuple(map(float, factors))
+                )
         return smoothed
 
     def _keep_in_float(self, path: str, module: nn.Module, used: bool, state: ModelState) -> str | None:

@@ -20,7 +20,7 @@ from edgec.graph.lower_int8 import lower_int8
 from edgec.graph.store import open_graph
 from edgec.models import load_model
 from edgec.passes import Quantize, run_pass
-from edgec.state import LayerQuantization, PassContext
+from edgec.state import LayerQuantization, PassContext, Quantization
 from edgec.target import Target
 
 Export = Callable[[str], Exporter]
@@ -47,8 +47,9 @@ def _lowered(exporter: Exporter, scheme: str, target: Target) -> ir.Model:
     layers = {}
     for key, layer in exporter.state.quantization.layers.items():
         bounds = layer.input_range if scheme == "static" else None
-        layers[key.partition(":")[2]] = LayerQuantization(layer.kind, bounds)
-    return lower_int8(exporter.traced, scheme, layers, target)
+        kind = layer.scheme if scheme == "static" or layer.kind == "embedding" else "dynamic-tensor"
+        layers[key.partition(":")[2]] = LayerQuantization(layer.kind, kind, input_range=bounds)
+    return lower_int8(exporter.traced, Quantization(scheme, layers), target)
 
 
 def _embed(engine: OnnxRuntimeEngine, ids: list[np.ndarray], pad: int) -> np.ndarray:
@@ -144,7 +145,7 @@ def test_smoothing_holds_for_a_family_with_another_layout(export: Export, here: 
     state = run_pass(Quantize(smooth=("*.Wqkv", "*.Wi")), floats, PassContext(tmp_path, SENTENCES))
     assert state.quantization is not None
     layers = {key.partition(":")[2]: layer for key, layer in state.quantization.layers.items()}
-    engine = open_graph(lower_int8(exporter.traced, "static", layers, here))
+    engine = open_graph(lower_int8(exporter.traced, Quantization("static", layers), here))
     plain = open_graph(exporter.float_graph)
     rows, pad = _rows(exporter), exporter.manifest.preprocessing.pad_id
     assert _cosine(_embed(engine, rows, pad), _embed(plain, rows, pad)).min() > FLOOR["static"]

@@ -17,7 +17,7 @@ from tiny_models import SENTENCES
 from edgec.errors import PassError
 from edgec.exporter import Exporter
 from edgec.graph.lower_int8 import lower_int8
-from edgec.graph.quantize_weights import quantize_per_channel, quantize_rows
+from edgec.numerics.weights import quantize_per_channel, quantize_rows
 from edgec.passes import Quantize, run_pass
 from edgec.state import LayerQuantization, ModelState, PassContext, Quantization
 from edgec.target import Target, load_target
@@ -39,13 +39,13 @@ def layers(quantized: ModelState) -> dict[str, LayerQuantization]:
 
 @pytest.fixture(scope="module")
 def static(exporter: Exporter, layers: dict[str, LayerQuantization]) -> ir.Model:
-    return lower_int8(exporter.traced, "static", layers, load_target("x86_64-vnni"))
+    return lower_int8(exporter.traced, Quantization("static", layers), load_target("x86_64-vnni"))
 
 
 @pytest.fixture(scope="module")
 def dynamic(exporter: Exporter, layers: dict[str, LayerQuantization]) -> ir.Model:
-    kinds = {path: LayerQuantization(layer.kind) for path, layer in layers.items()}
-    return lower_int8(exporter.traced, "dynamic", kinds, load_target("x86_64-vnni"))
+    kinds = {path: LayerQuantization(layer.kind, "dynamic-tensor") for path, layer in layers.items()}
+    return lower_int8(exporter.traced, Quantization("dynamic", kinds), load_target("x86_64-vnni"))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def smoothed(exporter: Exporter, quantized: ModelState, tmp_path_factory: pytest
     step = Quantize(smooth=("*.query", "*.key", "*.value", "*.intermediate.dense"))
     state = run_pass(step, floats, PassContext(tmp_path_factory.mktemp("smoothed"), SENTENCES))
     found = by_path(state.quantization)
-    return found, lower_int8(exporter.traced, "static", found, load_target("x86_64-vnni"))
+    return found, lower_int8(exporter.traced, Quantization("static", found), load_target("x86_64-vnni"))
 
 
 def test_every_decided_layer_is_a_product_of_int8(static: ir.Model, layers: dict[str, LayerQuantization]) -> None:
@@ -139,7 +139,7 @@ def test_weights_are_those_of_the_model(static: ir.Model, exporter: Exporter) ->
 
 
 def test_a_target_with_a_reduced_range(exporter: Exporter, layers: dict[str, LayerQuantization]) -> None:
-    model = lower_int8(exporter.traced, "static", layers, load_target("x86_64-avx2"))
+    model = lower_int8(exporter.traced, Quantization("static", layers), load_target("x86_64-avx2"))
     largest = [np.abs(constant(n.inputs[1]).astype(int)).max() for n in of_type(model, "MatMulIntegerToFloat")]
     assert max(largest) == 64
 
@@ -216,9 +216,9 @@ def test_smoothed_layers_share_division_and_quantization(smoothed: Any) -> None:
 
 
 def test_a_decision_is_never_dropped(exporter: Exporter, layers: dict[str, LayerQuantization], here: Target) -> None:
-    wrong = {**layers, "model.encoder.layer.7.output.dense": LayerQuantization("linear", (0.0, 1.0))}
+    wrong = {**layers, "model.encoder.layer.7.output.dense": LayerQuantization("linear", input_range=(0.0, 1.0))}
     with pytest.raises(PassError, match=r"1 quantized layers .* the first is model\.encoder\.layer\.7") as caught:
-        lower_int8(exporter.traced, "static", wrong, here)
+        lower_int8(exporter.traced, Quantization("static", wrong), here)
     assert "skip: ['model.encoder.layer.7.output.dense']" in caught.value.hint
 
 
@@ -226,7 +226,7 @@ def test_the_traced_graph_is_left_as_it_is(
     exporter: Exporter, layers: dict[str, LayerQuantization], here: Target
 ) -> None:
     before = serialized(exporter.traced)
-    first, second = (serialized(lower_int8(exporter.traced, "static", layers, here)) for _ in range(2))
+    first, second = (serialized(lower_int8(exporter.traced, Quantization("static", layers), here)) for _ in range(2))
     assert first == second
     assert serialized(exporter.traced) == before
 
@@ -271,8 +271,12 @@ def _graph(body: str, layers: dict[str, str] | None = None) -> ir.Model:
 def test_forms_of_a_linear_layer(form: str, scheme: str, here: Target) -> None:
     model = _graph(FORMS[form])
     x = RNG.uniform(-2, 2, (7, 6)).astype(np.float32)
-    layer = LayerQuantization("linear", (-2.0, 2.0) if scheme == "static" else None)
-    lowered = lower_int8(model, scheme, {"one": layer}, here)
+    layer = LayerQuantization(
+        "linear",
+        "dynamic-tensor" if scheme == "dynamic" else "static",
+        input_range=(-2.0, 2.0) if scheme == "static" else None,
+    )
+    lowered = lower_int8(model, Quantization(scheme, {"one": layer}), here)
     (product,) = of_type(lowered, "MatMulIntegerToFloat")
     assert constant(product.inputs[1]).shape == (6, 5)
     assert (len(product.inputs) > 6 and product.inputs[6] is not None) == (form in WITH_BIAS)
@@ -298,13 +302,19 @@ def test_forms_of_a_linear_layer(form: str, scheme: str, here: Target) -> None:
 def test_forms_that_are_not_a_linear_layer(body: str, here: Target) -> None:
     with pytest.raises(PassError, match="the first is one"):
         layers = {"product": "one", "half": "one", "out": "one"}
-        lower_int8(_graph(body, layers), "static", {"one": LayerQuantization("linear", (0.0, 1.0))}, here)
+        lower_int8(
+            _graph(body, layers),
+            Quantization("static", {"one": LayerQuantization("linear", input_range=(0.0, 1.0))}),
+            here,
+        )
 
 
 def test_a_layer_that_runs_twice_stores_its_weights_once(here: Target) -> None:
     body = "a = MatMul(x, weight)\n b = Neg(x)\n c = MatMul(b, weight)\n d = Add(c, bias)\n out = Add(a, d)"
     model = _graph(body, {"a": "one", "c": "one", "d": "one"})
-    lowered = lower_int8(model, "static", {"one": LayerQuantization("linear", (-2.0, 2.0))}, here)
+    lowered = lower_int8(
+        model, Quantization("static", {"one": LayerQuantization("linear", input_range=(-2.0, 2.0))}), here
+    )
     first, second = of_type(lowered, "MatMulIntegerToFloat")
     assert first.inputs[1] is second.inputs[1] and first.inputs[3] is second.inputs[3]
     assert not of_type(lowered, "MatMul")
@@ -323,7 +333,7 @@ def test_a_table_that_is_read_twice_is_stored_once(here: Target) -> None:
     }"""
     table = RNG.standard_normal((9, 6)).astype(np.float32)
     model = parse(text, {"table": table}, {"one": "words", "two": "words"})
-    lowered = lower_int8(model, "static", {"words": LayerQuantization("embedding")}, here)
+    lowered = lower_int8(model, Quantization("static", {"words": LayerQuantization("embedding", "weight-only")}), here)
     assert sorted(lowered.graph.initializers) == ["words.weight_int8", "words.weight_scale"]
     ids, more = np.arange(5), np.arange(4, 9)
     got = values_inside(lowered, ["out"], {"ids": ids, "more": more})["out"]
@@ -343,8 +353,11 @@ def test_a_table_that_is_the_output_layer_too(here: Target) -> None:
     }"""
     table, shift = (RNG.standard_normal(shape).astype(np.float32) for shape in ((9, 6), 9))
     model = parse(text, {"table": table, "shift": shift}, {"rows": "words", "product": "decoder", "out": "decoder"})
-    layers = {"words": LayerQuantization("embedding"), "decoder": LayerQuantization("linear", (-4.0, 4.0))}
-    lowered = lower_int8(model, "static", layers, here)
+    layers = {
+        "words": LayerQuantization("embedding", "weight-only"),
+        "decoder": LayerQuantization("linear", input_range=(-4.0, 4.0)),
+    }
+    lowered = lower_int8(model, Quantization("static", layers), here)
     assert "table" not in lowered.graph.initializers
     quantized, scale = quantize_rows(table)
     np.testing.assert_array_equal(constant(lowered.graph.initializers["words.weight_int8"]), quantized)
@@ -354,7 +367,7 @@ def test_a_table_that_is_the_output_layer_too(here: Target) -> None:
     got = values_inside(lowered, ["out"], {"ids": ids})["out"]
     np.testing.assert_allclose(got, table @ table.T + shift, atol=0.3)
     # A table alone in int8 leaves the output layer as it is.
-    alone = lower_int8(model, "static", {"words": layers["words"]}, here)
+    alone = lower_int8(model, Quantization("static", {"words": layers["words"]}), here)
     assert len(of_type(alone, "MatMul")) == 1 and "words.weight_int8" in alone.graph.initializers
 
 

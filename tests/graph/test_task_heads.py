@@ -21,7 +21,7 @@ from edgec.models import load_model
 from edgec.models.families import FAMILIES as FACTS
 from edgec.nn.parts import Part
 from edgec.passes import Quantize, run_pass
-from edgec.state import PassContext
+from edgec.state import PassContext, Quantization
 from edgec.target import Target
 
 PAIRS = tuple(itertools.pairwise(SENTENCES))
@@ -39,7 +39,7 @@ def test_every_layer_that_was_decided_runs_in_int8(family: str, task: str, here:
     (part,) = state.parts.values()
     assert isinstance(part, Part)
     traced = trace(part, opset=FACTS[family].opset, max_length=state.spec.max_length)
-    model = lower_int8(traced, "static", layers, here)
+    model = lower_int8(traced, Quantization("static", layers), here)
 
     linear = {path for path, layer in layers.items() if layer.kind == "linear"}
     assert {module_of(node) for node in of_type(model, "MatMulIntegerToFloat")} == linear

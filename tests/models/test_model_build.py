@@ -19,8 +19,8 @@ from edgec.state import LayerQuantization, ModelState, Quantization
 _QUANTIZATION = Quantization(
     "static",
     {
-        "encoder:model.encoder.layer.0.output.dense": LayerQuantization("linear", (-1.25, 3.1)),
-        "encoder:model.embeddings.word_embeddings": LayerQuantization("embedding"),
+        "encoder:model.encoder.layer.0.output.dense": LayerQuantization("linear", input_range=(-1.25, 3.1)),
+        "encoder:model.embeddings.word_embeddings": LayerQuantization("embedding", "weight-only"),
     },
 )
 
@@ -107,7 +107,7 @@ def test_changed_description_is_refused(tmp_path: Path) -> None:
         (text[:-20], "cannot be read"),
         ("{}", "was changed after it was written"),
         (json.dumps(contents | {"extra": 1}, indent=1) + "\n", "was changed after it was written"),
-        (json.dumps(contents | {"edgec": 2}), "is of build format 2; this edgec reads up to 1"),
+        (json.dumps(contents | {"edgec": 3}), "is of build format 3; this edgec reads 2"),
     ]:
         where.write_text(changed)
         with pytest.raises(ModelError, match=message):

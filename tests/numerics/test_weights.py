@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from edgec.graph.quantize_weights import activation_scale, quantize_per_channel, quantize_rows
+from edgec.numerics.weights import activation_scale, quantize_per_channel, quantize_rows
 
 
 def _loop_reference(weight: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Numbers in few bits, in numpy: weights, activations, and what calibration keeps of them. No torch, no graphs."""
