@@ -34,8 +34,10 @@ _PAGES: Final = {
     "edgec verify": ("bundle.md", "emulation.md"),
     "edgec audit": ("audit.md",),
     "edgec bench": ("bench.md",),
+    "edgec report": ("report.md",),
     "edgec run": ("embedding.md",),
     "edgec evaluate": ("evaluate.md",),
+    "edgec sensitivity": ("sensitivity.md",),
     "edgec doctor": ("doctor.md",),
     "edgec targets": ("targets.md",),
     "edgec recipes": ("recipes.md",),
@@ -50,7 +52,7 @@ This page is written by `python docs/generate.py` from the commands' own help.
 - Exit codes: 0 done; 1 a check or a budget failed, or a bundle was refused; 2 the input is wrong; 3 a device or a file
   system failed; 130 interrupted.
 - An error is `error: ` with the cause and `hint: ` with the remedy. `EDGEC_TRACEBACK=1` shows where it came from.
-- `compress`, `export`, `verify`, `audit`, `bench`, `run` and `evaluate` are functions of `edgec`, too.
+- `compress`, `export`, `verify`, `audit`, `bench`, `run`, `evaluate` and `sensitivity` are functions of `edgec`, too.
 """
 
 

@@ -10,21 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["audit", "bench", "compress", "evaluate", "export", "run", "verify"]
+__all__ = ["audit", "bench", "compress", "evaluate", "export", "run", "sensitivity", "verify"]
 
 if TYPE_CHECKING:
     from edgec.auditing import audit
     from edgec.evaluation import evaluate
-    from edgec.pipeline import bench, compress, export, run, verify
+    from edgec.operations import bench, export, run, verify
+    from edgec.pipeline import compress
+    from edgec.ranking import sensitivity
 
 _WHERE = {
     "audit": "edgec.auditing",
-    "bench": "edgec.pipeline",
+    "bench": "edgec.operations",
     "compress": "edgec.pipeline",
     "evaluate": "edgec.evaluation",
-    "export": "edgec.pipeline",
-    "run": "edgec.pipeline",
-    "verify": "edgec.pipeline",
+    "export": "edgec.operations",
+    "run": "edgec.operations",
+    "sensitivity": "edgec.ranking",
+    "verify": "edgec.operations",
 }
 
 

@@ -79,7 +79,12 @@ def write_bundle(
 
 
 def annotate(
-    folder: Path, *, measured: bool | None = None, quality: Quality | None = None, schedule: str | None = None
+    folder: Path,
+    *,
+    measured: bool | None = None,
+    quality: Quality | None = None,
+    schedule: str | None = None,
+    spread: dict[str, dict[str, float]] | None = None,
 ) -> Manifest:
     """Put what was measured into the manifest of a written bundle, in one atomic step."""
     manifest = integrity.read_manifest(folder)
@@ -90,6 +95,8 @@ def annotate(
     if schedule is not None:
         execution = dataclasses.replace(manifest.execution, schedule=schedule)
         manifest = dataclasses.replace(manifest, execution=execution)
+    if spread is not None:
+        manifest = dataclasses.replace(manifest, golden=dataclasses.replace(manifest.golden, spread=spread))
     manifest = manifest.sealed()
     temporary = folder / f".{MANIFEST_FILE}.new"
     temporary.write_text(manifest.to_text(), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -17,21 +18,32 @@ from edgec_runtime.notices import TruncationWarning
 from edgec.bundle import write_bundle
 from edgec.data.samples import SAMPLE_PAIR, SAMPLE_TEXTS
 from edgec.graph.float_graph import prepare_float
+from edgec.graph.forms import DEFAULT_FORMS, Forms, apply_forms
 from edgec.graph.lower_int8 import lower_int8
-from edgec.graph.parity import Outputs, Parity, float_parity, int8_parity, sample_feeds
+from edgec.graph.parity import (
+    INT8_MIN_COSINE,
+    Answers,
+    Parity,
+    float_parity,
+    int8_parity,
+    probe_feeds,
+    reference_parity,
+    sample_feeds,
+)
 from edgec.graph.store import digest_graph, open_graph
 from edgec.graph.trace import trace
 from edgec.models.describe import describe
 from edgec.models.families import FAMILIES
 from edgec.models.requests import requests_for
-from edgec.models.torch_model import model_on, tokenizer_json
+from edgec.models.torch_model import TorchEngine, model_on, tokenizer_json
+from edgec.nn.fake_quantize import fake_quantized
 from edgec.nn.parts import Part
-from edgec.state import ModelState
+from edgec.state import ModelState, Quantization
 from edgec.target import Target
 from edgec.task_rules import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from edgec_runtime.engine import Engine
 
     from edgec.data.readers import Text
 
@@ -73,41 +85,108 @@ class Exporter:
         self.opset = min(opset, FAMILIES[state.spec.family].opset)
         self.traced = trace(part, opset=self.opset, max_length=state.spec.max_length)
         self.float_graph = prepare_float(self.traced)
+        self._lowerings: dict[bool, ir.Model] = {}
+        self._float_forms = apply_forms(self.float_graph, DEFAULT_FORMS)
         self.tokenizer = tokenizer_json(state)
         texts: tuple[Text, ...] = SAMPLE_TEXTS
         if state.spec.task == "text-classification" and self.manifest.preprocessing.pairs:
             texts = (*texts, SAMPLE_PAIR)
         self.requests = requests_for(state.spec.task, texts, mask_token=str(state.tokenizer.mask_token or ""))
-        feeds = sample_feeds(
-            part,
-            vocabulary=part.model.config.vocab_size,
-            pad_id=self.manifest.preprocessing.pad_id,
-            max_length=state.spec.max_length,
-            seed=seed,
-        )
-        self.float_parity: Parity = float_parity(part, open_graph(self.float_graph).run, feeds)
+        rows: dict[str, int] = {
+            "vocabulary": part.model.config.vocab_size,
+            "pad_id": self.manifest.preprocessing.pad_id,
+            "max_length": state.spec.max_length,
+            "seed": seed,
+        }
+        self.float_parity: Parity = float_parity(part, open_graph(self.float_graph).run, sample_feeds(part, **rows))
+        self.probes = probe_feeds(part, **rows)
+        self._references: dict[bool, Answers] = {}
 
-    def write(self, folder: Path, target: Target, *, precision: str | None = None, force: bool = False) -> Manifest:
+    def write(
+        self,
+        folder: Path,
+        target: Target,
+        *,
+        precision: str | None = None,
+        forms: Forms = DEFAULT_FORMS,
+        min_cosine: float = INT8_MIN_COSINE,
+        force: bool = False,
+    ) -> Manifest:
         """Write the bundle `folder` for `target`: int8 where the model is quantized, unless `precision` is "fp32".
 
-        Raises ParityError where the int8 graph does not answer like the float one, and what write_bundle raises.
+        forms: which operators compute it, see edgec.costs; the fp32 bundle has the default ones. min_cosine: mean
+        cosine to float below which an int8 graph is broken.
+        Raises ParityError where the int8 graph does not answer like the float one, or not as the decision says
+        (the same roundings in torch), and what write_bundle raises.
         """
         quantization = None if precision == FP32 else self.state.quantization
         parity: dict[str, Any] = {"float_against_torch": self.float_parity.to_dict()}
-        graph = self.float_graph
+        graph, made = self.float_graph, self._float_forms
         if quantization is not None:
-            graph = lower_int8(self.traced, quantization.of_part(self.part_name), target)
-            found = int8_parity(self._float_outputs, self._outputs(graph))
-            parity["int8_against_float"] = found.to_dict()
+            graph = self._lowered(quantization, target)
+            made = apply_forms(graph, forms)
+            answers, exact = self.answers(open_graph(graph)), self.float_answers
+            # First whether the graph is what was decided: only then is the decision to blame for what it costs.
+            reference = self._reference_answers(quantization, target)
+            parity["int8_against_reference"] = reference_parity(reference, answers, exact).to_dict()
+            parity["int8_against_float"] = int8_parity(exact.texts, answers.texts, min_cosine=min_cosine).to_dict()
+        return self._write(folder, target, graph, quantization, parity, made, force=force)
+
+    def _lowered(self, quantization: Quantization, target: Target) -> ir.Model:
+        """A copy of the int8 graph, which is made once for all targets with the same range of weights."""
+        key = target.int8.reduce_range
+        if key not in self._lowerings:
+            self._lowerings[key] = lower_int8(self.traced, quantization.of_part(self.part_name), target)
+        return self._lowerings[key].clone()
+
+    def of(self, state: ModelState) -> Exporter:
+        """This exporter for another decision about the same weights, which are not traced and compared anew."""
+        other = copy.copy(self)
+        other.state = state
+        other.__dict__.pop("build_id", None)
+        other._lowerings, other._references = {}, {}
+        return other
+
+    def write_plain(self, folder: Path, target: Target) -> Manifest:
+        """Write the graph as torch exports it, loaded as onnxruntime does by default: what one has without edgec."""
+        return self._write(folder, target, self.traced, None, {}, {}, name=f"{self.manifest.name}-plain", plain=True)
+
+    def graph_facts(self) -> str:
+        """A digest of what the speed of the graph depends on: operators, sizes of constants, and how layers run."""
+        operators = [node.op_type for node in self.traced.graph.all_nodes()]
+        sizes = [str(value.shape) for value in self.traced.graph.initializers.values()]
+        decided = self.state.quantization or Quantization("none", {})
+        layers = [
+            (key, layer.scheme, layer.bits, layer.smoothing is not None, len(layer.outliers))
+            for key, layer in decided.layers.items()
+        ]
+        points = [(key, sorted(point.ranges)) for key, point in decided.points.items()]
+        return hashlib.sha256(json.dumps([operators, sizes, layers, points]).encode()).hexdigest()[:16]
+
+    def _write(
+        self,
+        folder: Path,
+        target: Target,
+        graph: ir.Model,
+        quantization: Quantization | None,
+        parity: dict[str, Any],
+        forms: dict[str, str],
+        *,
+        name: str | None = None,
+        plain: bool = False,
+        force: bool = False,
+    ) -> Manifest:
         file = f"{self.part_name}.onnx"
         precision = FP32 if quantization is None else INT8
         (part,) = self.manifest.parts
+        part = dataclasses.replace(part, file=file, precision=precision, forms=forms, optimize_at_load=plain)
         manifest = dataclasses.replace(
             self.manifest,
+            name=name or self.manifest.name,
             build_id=self.build_id,
             passes=self._passes(quantized=quantization is not None),
             target=TargetInfo(target.name, target.arch, target.answer_features if precision == INT8 else ()),
-            parts=(dataclasses.replace(part, file=file, precision=precision),),
+            parts=(part,),
             # One dynamic scale for a whole batch would let a text's answer depend on its batch-mates.
             execution=dataclasses.replace(
                 self.manifest.execution,
@@ -142,11 +221,24 @@ class Exporter:
         return digest.hexdigest()[:16]
 
     @cached_property
-    def _float_outputs(self) -> Sequence[Outputs]:
-        return self._outputs(self.float_graph)
+    def float_answers(self) -> Answers:
+        """Of the float graph."""
+        return self.answers(open_graph(self.float_graph))
 
-    def _outputs(self, graph: ir.Model) -> Sequence[Outputs]:
+    def _reference_answers(self, quantization: Quantization, target: Target) -> Answers:
+        """Of torch, rounding as decided. Held for targets with the same range of weights; the rounded model is not."""
+        key = target.int8.reduce_range
+        if key not in self._references:
+            part = self.state.parts[self.part_name]
+            assert isinstance(part, Part)
+            rounded = fake_quantized(part, quantization.of_part(self.part_name), reduce_range=key)
+            self._references[key] = self.answers(TorchEngine(rounded, part.input_names, part.output_names))
+        return self._references[key]
+
+    def answers(self, engine: Engine) -> Answers:
+        """Of any form of this model, to the golden vectors' requests and to the probes, one unpadded row at a time."""
         with warnings.catch_warnings():
             # Long requests are there on purpose.
             warnings.simplefilter("ignore", TruncationWarning)
-            return model_on(open_graph(graph), self.manifest, self.tokenizer).raw(self.requests)
+            texts = model_on(engine, self.manifest, self.tokenizer).raw(self.requests)
+        return Answers(texts, [engine.run(feed) for feed in self.probes])

@@ -1,4 +1,4 @@
-"""What the commands do, from top to bottom. `compress` is the program; the others are its parts on their own.
+"""What `compress` does, from top to bottom.
 
 What needs torch is imported where the work begins: a mistake in a recipe, a target or a path is told at once.
 """
@@ -9,33 +9,32 @@ import dataclasses
 import shlex
 import shutil
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from edgec_runtime import load
-from edgec_runtime.manifest import Manifest, Quality
-from edgec_runtime.notices import BundleWarning
-from edgec_runtime.tasks.embed import OUTPUT as EMBEDDING
-from edgec_runtime.tasks.embed import EmbeddingModel
+from edgec_runtime.manifest import Manifest
 
 from edgec import budget
-from edgec.data.readers import Text, read_texts
+from edgec.data.readers import Sample, Text, read_sample
 from edgec.devices import compare, open_device
-from edgec.devices.replay import replay, reproduced
+from edgec.devices.replay import reproduced
 from edgec.errors import BudgetMissed
 from edgec.files import atomic_folder, require_free
 from edgec.passes import PASSES, run_pass
 from edgec.passes.cache import PassCache
-from edgec.recipe import EvaluationData, Recipe, TextData, check_passes, load_recipe
+from edgec.recipe import Recipe, TextData, check_passes, load_recipe
 from edgec.report import Report, make_report, write_report
 from edgec.state import ModelState, PassContext, Progress, no_progress
-from edgec.target import detect, load_target, misfits
-from edgec.task_rules import MAX_ANSWER_TOKENS, check_recipe
+from edgec.target import Target, detect, load_target, misfits
+from edgec.task_rules import check_recipe
 
 if TYPE_CHECKING:
+    from edgec.costs import Choices
+    from edgec.devices import Device
     from edgec.exporter import Exporter
+    from edgec.put_back import Outcome
+    from edgec.ranking import Ranking
 
 Say = Callable[[str], None]
 
@@ -49,18 +48,20 @@ def compress(
     out: str | Path | None = None,
     on: str = "local",
     overrides: Sequence[str] = (),
+    forms: str = "kept",
     resume: bool = False,
     force: bool = False,
     progress: Progress = no_progress,
     say: Say = lambda message: None,
 ) -> Report:
-    """Run a recipe: load, passes, export for every target, verify, measure, judge.
+    """Run a recipe: load, passes, export for every target, put back what the budget asks for, verify, measure, judge.
 
-    Writes `out` (default build/NAME) whole or not at all: `model`, `baseline` (the fp32 bundle), `bundles/TARGET` and
-    `report.json`. on: the device that measures. overrides: "passes.0.scheme=dynamic". resume: take up the passes that
-    an interrupted run finished. force: replace `out`. Raises EdgecError or BundleError; GateFailed where the device
-    does not reproduce the answers of a bundle made for it. A missed budget raises nothing here: `verdicts` of the
-    report tell it, and require_budget raises.
+    Writes `out` (default build/NAME) whole or not at all: `model`, `baseline` (the fp32 bundle), `bundles/TARGET`,
+    `report.json` and `report.html`. on: the device that measures. overrides: "passes.0.scheme=dynamic". forms: which
+    operators compute the graph, see edgec.costs.find. resume: take up the passes that an interrupted run finished.
+    force: replace `out`. Raises EdgecError or BundleError; GateFailed where the device does not reproduce the answers
+    of a bundle made for it. A missed budget raises nothing here: `verdicts` of the report tell it, and require_budget
+    raises.
     """
     started = time.monotonic()
     asked = load_recipe(recipe, overrides=overrides, passes=PASSES)
@@ -68,8 +69,8 @@ def compress(
     targets = [load_target(name) for name in asked.targets]
     out = Path(out) if out is not None else Path("build") / asked.name
     require_free(out, force=force)
-    calibration, evaluation = (_texts(data) for data in (asked.data.calibrate, asked.data.evaluate))
-    if not calibration:
+    calibration, evaluation = (_sample(data) for data in (asked.data.calibrate, asked.data.evaluate))
+    if not calibration.texts:
         for step in check_passes(asked, PASSES):
             step.requires_texts()
     cache = PassCache(out, resume=resume)
@@ -78,44 +79,44 @@ def compress(
         facts = device.facts()
         fitting = [target for target in targets if not misfits(target, facts)]
         measured = detect(facts, fitting)[0] if fitting else None
+        timed = None if measured is None or device.emulated else measured
         say(f"load {asked.model.source}")
+        from edgec import costs
         from edgec.bundle import annotate
         from edgec.exporter import FP32
         from edgec.models import save_build
+        from edgec.page import write_page
 
-        state = _compressed(asked, calibration, cache, work, progress, say)
-        say("save the compressed model")
-        save_build(state, work / "model")
-
+        state = _compressed(asked, calibration.texts, cache, work, progress, say)
         say("trace the float graph and compare it with torch")
         exporter = _exporter(state, asked)
         baseline = exporter.write(work / "baseline", measured or targets[0], precision=FP32)
-        bundles: dict[str, Manifest] = {}
-        for target in targets:
-            say(f"export for {target.name}")
-            folder = work / "bundles" / target.name
-            exporter.write(folder, target)
-            found = _quality(work / "baseline", folder, asked.data.evaluate, evaluation, progress)
-            bundles[target.name] = annotate(folder, quality=found, schedule=asked.export.schedule)
+        choices = costs.find(forms, exporter, timed, device, facts, say=say)
+        build = _Build(work, asked, targets, timed, choices, evaluation, progress, say)
+        bundles = build.export(exporter)
+        ranking, outcome = _put_back(build, exporter, calibration, bundles, cache)
+        if outcome is not None:
+            state = outcome.state
+            exporter = exporter.of(state)
+            bundles = build.export(exporter)
+        say("save the compressed model")
+        save_build(state, work / "model")
+        for name, found in build.spread(bundles).items():
+            bundles[name] = annotate(work / "bundles" / name, spread=found)
 
         verified = {}
         for target in fitting:
             say(f"verify {target.name} on {device.name}")
             verified[target.name] = reproduced(device, work / "bundles" / target.name, target.name, on_warning=say)
         bench = None
-        if measured is not None and not device.emulated:
-            say(f"measure {measured.name} against fp32 on {device.name}")
-            folder = work / "bundles" / measured.name
-            bench = compare.bench(device, [work / "baseline", folder], on_line=say)
-            schedule = asked.export.schedule or _schedule(bench.bundles[1])
-            bundles[measured.name] = annotate(folder, measured=True, schedule=schedule)
+        if timed is not None:
+            bundles[timed.name], bench = _timed(device, work, exporter, timed, asked, say)
 
-        timed = measured.name if bench is not None and measured is not None else None
-        verdicts = budget.judge(asked.budget, bundles, bench, timed)
-        missed = [verdict for verdict in verdicts if verdict.met is False]
+        judged = None if timed is None or _for_size_alone(state) else timed.name
+        verdicts = budget.judge(asked.budget, bundles, bench, judged)
         fell_back = []
         if asked.budget.on_miss == "fallback":
-            fell_back = sorted({verdict.target for verdict in missed})
+            fell_back = sorted({verdict.target for verdict in verdicts if verdict.met is False})
             for name in fell_back:
                 say(f"{name}: the budget is missed, fp32 ships instead")
                 folder = work / "bundles" / name
@@ -128,21 +129,147 @@ def compress(
         report = make_report(
             out,
             recipe=asked.to_dict(),
-            command=_command(recipe, overrides, on),
+            command=_command(recipe, overrides, on, forms),
             device=device.name,
             facts=facts,
             history=state.history,
             baseline=baseline,
             bundles=bundles,
             bench=bench,
-            measured=timed,
+            measured=None if timed is None else timed.name,
             verified=verified,
             verdicts=verdicts,
             fell_back=fell_back,
+            calibration=calibration,
+            choices=choices,
+            ranking=ranking,
+            outcome=outcome,
+            audits=build.audits(bundles),
+            tensors=build.tensors(bundles),
             seconds=time.monotonic() - started,
         )
         write_report(work, report)
+        say("write the report page")
+        write_page([(out, report.data)], work / "report.html")
     return report
+
+
+@dataclasses.dataclass(frozen=True)
+class _Build:
+    """The bundles of one build, and what is told about them. timed: the target that is measured, or None."""
+
+    work: Path
+    asked: Recipe
+    targets: Sequence[Target]
+    timed: Target | None
+    choices: Choices
+    evaluation: Sample
+    progress: Progress
+    say: Say
+
+    def export(self, exporter: Exporter) -> dict[str, Manifest]:
+        """Write and score the bundle of every target, by its name. What lies there is replaced."""
+        from edgec.bundle import annotate
+        from edgec.evaluation import bundle_quality
+        from edgec.graph.forms import DEFAULT_FORMS
+
+        made = {}
+        for target in self.targets:
+            self.say(f"export for {target.name}")
+            folder, found = self.work / "bundles" / target.name, None
+            # What was measured holds for the machine that it was measured on; a replayed choice holds for all.
+            here = target == self.timed or self.choices.source == "replayed"
+            forms = self.choices.forms if here else DEFAULT_FORMS
+            exporter.write(folder, target, forms=forms, min_cosine=self._min_cosine, force=True)
+            data = self.asked.data.evaluate
+            if data is not None:
+                found = bundle_quality(self.work / "baseline", folder, data, self.evaluation, progress=self.progress)
+            made[target.name] = annotate(folder, quality=found, schedule=self.asked.export.schedule)
+        return made
+
+    @property
+    def _min_cosine(self) -> float:
+        """Where layers can be put back a graph that is far off is where that starts, and not an error."""
+        from edgec.graph.parity import INT8_MIN_COSINE
+
+        limits = self.asked.budget
+        return -1.0 if limits.accuracy_drop is not None and limits.put_back != "none" else INT8_MIN_COSINE
+
+    def spread(self, bundles: Mapping[str, Manifest]) -> dict[str, dict[str, dict[str, float]]]:
+        """How each quantized bundle would answer on the kinds of CPU, by target."""
+        from edgec.emulation import spread
+
+        found = {}
+        for name, manifest in bundles.items():
+            if manifest.parts[0].precision == "int8":
+                self.say(f"answer as other CPUs would: {name}")
+                kinds = spread(self.work / "bundles" / name)
+                found[name] = {str(kind): one.figures() for kind, one in kinds.items()}
+        return found
+
+    def audits(self, bundles: Mapping[str, Manifest]) -> dict[str, dict[str, Any]]:
+        """What ran in int8, by target."""
+        from edgec.auditing import audit
+
+        self.say("audit the bundles")
+        return {name: audit(self.work / "bundles" / name).summary() for name in bundles}
+
+    def tensors(self, bundles: Mapping[str, Manifest]) -> dict[str, list[dict[str, Any]]]:
+        """The error of each tensor against float, by target; fp32 bundles have none."""
+        from edgec.auditing import tensor_errors
+
+        return {
+            name: [
+                dataclasses.asdict(one) for one in tensor_errors(self.work / "bundles" / name, self.work / "baseline")
+            ]
+            for name, manifest in bundles.items()
+            if manifest.parts[0].precision == "int8"
+        }
+
+
+def _put_back(
+    build: _Build, exporter: Exporter, calibration: Sample, bundles: Mapping[str, Manifest], cache: PassCache
+) -> tuple[Ranking | None, Outcome | None]:
+    """Where a bundle misses accuracy_drop: the layers ranked, and the worst of them put back."""
+    from edgec.put_back import meet_budget, needed
+    from edgec.ranking.measure import rank
+    from edgec.ranking.source import ROWS
+
+    if exporter.state.quantization is None or not needed(build.asked.budget, bundles):
+        return None, None
+    build.say("rank the layers by what each costs alone")
+    ranking = rank(
+        exporter.state,
+        (calibration if calibration.texts else build.evaluation).spread(ROWS),
+        reduce_range=any(target.int8.reduce_range for target in build.targets),
+        resume_file=cache.folder / "ranking.jsonl",
+        progress=build.progress,
+    )
+    outcome = meet_budget(
+        exporter.state, ranking, lambda state: build.export(exporter.of(state)), build.asked.budget, bundles
+    )
+    build.say(f"{len(outcome.put_back)} of {len(ranking.layers)} layers are put back")
+    return ranking, outcome
+
+
+def _timed(
+    device: Device, work: Path, exporter: Exporter, target: Target, asked: Recipe, say: Say
+) -> tuple[Manifest, compare.BenchReport]:
+    """Measure the bundle of `target` beside the baseline and the plain export, and note what was found in it."""
+    from edgec.bundle import annotate
+
+    say(f"measure {target.name} against fp32 on {device.name}")
+    folder, plain = work / "bundles" / target.name, work / "plain"
+    exporter.write_plain(plain, target)
+    bench = compare.bench(device, [work / "baseline", folder, plain], on_line=say)
+    shutil.rmtree(plain)
+    schedule = asked.export.schedule or _schedule(bench.bundles[1])
+    return annotate(folder, measured=True, schedule=schedule), bench
+
+
+def _for_size_alone(state: ModelState) -> bool:
+    """Weight-only quantization makes a model small, not fast: speed is told and not judged."""
+    return state.quantization is not None and state.quantization.scheme == "weight-only"
 
 
 def require_budget(report: Report) -> None:
@@ -153,93 +280,6 @@ def require_budget(report: Report) -> None:
             "; ".join(map(str, missed)),
             f"everything was written to {report.out}; loosen the budget, change the passes, or set on_miss: fallback",
         )
-
-
-def export(
-    model: str | Path,
-    *,
-    target: str,
-    out: str | Path | None = None,
-    task: str | None = None,
-    revision: str | None = None,
-    opset: int = 23,
-    max_length: int | None = None,
-    null_answers: bool = False,
-    max_answer_tokens: int = MAX_ANSWER_TOKENS,
-    force: bool = False,
-    trust_remote_code: bool = False,
-    say: Say = lambda message: None,
-) -> Manifest:
-    """Export a model source (fp32), or a build that `compress` wrote (as it was quantized), for one target.
-
-    out: default NAME-TARGET. revision: of a hub id. null_answers, max_answer_tokens: of question-answering, see
-    docs/recipes.md. Raises EdgecError or BundleError.
-    """
-    chosen = load_target(target)
-    source = _build_folder(model)
-    if out is not None:
-        require_free(Path(out), force=force)
-    say(f"load {source}")
-    from edgec.exporter import Exporter
-    from edgec.models import load_model
-
-    state = load_model(source, task=task, revision=revision, max_length=max_length, trust_remote_code=trust_remote_code)
-    folder = Path(out) if out is not None else Path(f"{state.spec.name}-{chosen.name}")
-    require_free(folder, force=force)
-    say("trace the float graph and compare it with torch")
-    exporter = Exporter(
-        state, name=state.spec.name, opset=opset, null_answers=null_answers, max_answer_tokens=max_answer_tokens
-    )
-    say(f"export for {chosen.name}")
-    return exporter.write(folder, chosen, force=force)
-
-
-def verify(bundle: str | Path, *, on: str = "local", say: Say = lambda message: None) -> dict[str, Any]:
-    """Replay the bundle's golden vectors on a device: the JSON that `python -m edgec_runtime check` writes there.
-
-    Its `ok` tells the outcome. Raises EdgecError or BundleError; DeviceError where the device fails.
-    """
-    with open_device(on) as device:
-        say(f"replay the golden vectors on {device.name}")
-        return {"device": device.name, **replay(device, Path(bundle), on_warning=say)}
-
-
-def bench(
-    bundles: Sequence[str | Path],
-    *,
-    on: str = "local",
-    tokens: Sequence[int] = (16, 64, 128),
-    batch: Sequence[int] = (1,),
-    threads: int | None = None,
-    rounds: int = 20,
-    cold_start: bool = True,
-    say: Say = lambda message: None,
-) -> compare.BenchReport:
-    """Measure bundles side by side on a device; each is compared with the first. See edgec.devices.compare.bench."""
-    with open_device(on) as device:
-        return compare.bench(
-            device,
-            [Path(bundle) for bundle in bundles],
-            tokens=tokens,
-            batch=batch,
-            threads=threads,
-            rounds=rounds,
-            cold_start=cold_start,
-            on_line=say,
-        )
-
-
-def run(bundle: str | Path, inputs: Sequence[Any]) -> list[Any]:
-    """Answer requests in the form that the bundle's task takes, as JSON values; an embedding is a list of floats.
-
-    A request is a text, a pair [a, b] or {"question": ..., "context": ...}. Raises a BundleError.
-    """
-    with load(bundle) as model:
-        encoded = model.encode_all(inputs)
-        outputs = model.outputs(encoded)
-        if isinstance(model, EmbeddingModel):
-            return [rows[0][EMBEDDING].tolist() for rows in outputs]
-        return [model.interpret(*one) for one in zip(inputs, encoded, outputs, strict=True)]
 
 
 def _compressed(
@@ -301,55 +341,16 @@ def _exporter(state: ModelState, asked: Recipe) -> Exporter:
     )
 
 
-def _quality(
-    baseline: Path,
-    folder: Path,
-    data: EvaluationData | None,
-    texts: tuple[Text, ...],
-    progress: Progress,
-) -> Quality | None:
-    """By the labels of data.evaluate where it has them, by the cosine against fp32 where it has texts alone."""
+def _sample(data: TextData | None) -> Sample:
     if data is None:
-        return None
-    from edgec.evaluation import evaluate, quality
-
-    with warnings.catch_warnings():
-        # The bundle of another machine class answers here all the same; verify tells what it does there.
-        warnings.simplefilter("ignore", BundleWarning)
-        if data.label_column is None:
-            with load(baseline) as reference, load(folder) as candidate:
-                mask = candidate.manifest.postprocessing.mask_token or ""
-                task = candidate.manifest.task
-                return quality(reference, candidate, task, texts, mask_token=mask, progress=progress)
-        before, after = (
-            evaluate(
-                path,
-                data.path,
-                format=data.format,
-                text=data.text_column,
-                text_pair=data.text_pair_column,
-                label=data.label_column,
-                rows=data.rows,
-                progress=progress,
-            )
-            for path in (baseline, folder)
-        )
-    metric: str = data.metric or next(iter(after.metrics))  # the first is the task's main one
-    drop = before.metrics[metric] - after.metrics[metric]
-    return Quality(metric, before.metrics[metric], after.metrics[metric], drop, after.n)
-
-
-def _texts(data: TextData | None) -> tuple[Text, ...]:
-    if data is None:
-        return ()
-    return tuple(
-        read_texts(
-            data.path,
-            format=data.format,
-            text=data.text_column,
-            text_pair=data.text_pair_column,
-            rows=data.rows,
-        )
+        return Sample()
+    return read_sample(
+        data.path,
+        format=data.format,
+        text=data.text_column,
+        text_pair=data.text_pair_column,
+        group=data.group_column,
+        rows=data.rows,
     )
 
 
@@ -359,15 +360,10 @@ def _schedule(figures: compare.BundleFigures) -> str:
     return "batches" if speeds.get("batches", 0) > speeds["streams"] * SCHEDULE_GAIN else "streams"
 
 
-def _build_folder(model: str | Path) -> str:
-    """`edgec export build/NAME` means the model in it."""
-    inside = Path(model) / "model"
-    return str(inside if (inside / "edgec.json").is_file() else model)
-
-
-def _command(recipe: str | Path, overrides: Sequence[str], on: str) -> str:
+def _command(recipe: str | Path, overrides: Sequence[str], on: str, forms: str) -> str:
     words = ["edgec", "compress", "--recipe", str(recipe)]
     words += [] if on == "local" else ["--on", on]
+    words += [] if forms == "kept" else ["--forms", forms]
     for override in overrides:
         words += ["--set", override]
     return shlex.join(words)

@@ -63,7 +63,8 @@ class TextData:
     """A file of texts. `text` is its path as the recipe gives it, `path` where it was found.
 
     rows: how many to use, from the start; None: all. format: None where the file's ending tells it. Columns
-    are for files that have them.
+    are for files that have them. group_column: what a text belongs to, such as a language; `rows` are then spread
+    evenly over its values, and quality is judged by the worst of them.
     """
 
     text: str
@@ -71,6 +72,7 @@ class TextData:
     format: Literal["text", "csv", "tsv", "jsonl"] | None = None
     text_column: str | None = field(default=None, metadata=reader(_column))
     text_pair_column: str | None = field(default=None, metadata=reader(_column))
+    group_column: str | None = field(default=None, metadata=reader(_column))
     path: Path = field(default=Path(), metadata=internal())
 
 
@@ -132,9 +134,10 @@ class ExportConfig:
 class Budget:
     """What the user will not give up. None: not judged.
 
-    accuracy_drop: absolute, in the metric of data.evaluate, or 1 - mean cosine without labels. size_mb: of
-    the bundle's files, in 10**6 bytes. speedup: against fp32 on the same device. p50_ms: median milliseconds
-    a text. on_miss: "fail" ends with exit code 1, "fallback" ships the fp32 bundle.
+    accuracy_drop: absolute, in the metric of data.evaluate, or 1 - mean cosine without labels; of the worst group
+    where data.evaluate has a group_column. size_mb: of the bundle's files, in 10**6 bytes. speedup: against fp32 on
+    the same device. p50_ms: median milliseconds a text. on_miss: "fail" ends with exit code 1, "fallback" ships the
+    fp32 bundle. put_back: what the most sensitive layers become where accuracy_drop is missed, as few as it takes.
     """
 
     accuracy_drop: float | None = field(default=None, metadata=bounds(at_least=0, at_most=1))
@@ -142,6 +145,7 @@ class Budget:
     speedup: float | None = field(default=None, metadata=bounds(above=0))
     p50_ms: float | None = field(default=None, metadata=bounds(above=0))
     on_miss: Literal["fail", "fallback"] = "fail"
+    put_back: Literal["float", "weight-only", "none"] = "float"
 
 
 def _passes(node: yaml.Node, problems: Problems, key: str) -> Any:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edgec_runtime.manifest import Manifest, PassRecord
 
 from edgec.budget import JUDGED_SHAPE, Verdict, judged_shape
+from edgec.data.readers import Sample
 from edgec.devices.compare import BenchReport
 
-SCHEMA: Final = 1
+if TYPE_CHECKING:
+    from edgec.costs import Choices
+    from edgec.put_back import Outcome
+    from edgec.ranking import Ranking
+
+SCHEMA: Final = 2
 REPORT_FILE: Final = "report.json"
 COLUMNS: Final = (
     "bundle", "MB", "p50 ms", "p90 ms", "speed-up", "cold start ms", "peak MiB", "quality", "budget",
@@ -53,12 +60,19 @@ def make_report(
     verified: Mapping[str, Mapping[str, Any]],
     verdicts: Sequence[Verdict],
     fell_back: Sequence[str],
+    calibration: Sample,
+    choices: Choices,
+    ranking: Ranking | None,
+    outcome: Outcome | None,
+    audits: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, Sequence[Mapping[str, Any]]],
     seconds: float,
 ) -> Report:
     """Gather a Report.
 
     command: what repeats the run. verified: by target, how far the device was from the golden vectors; a target that
-    the device is not of has none. fell_back: targets that ship fp32, as on_miss says.
+    the device is not of has none. fell_back: targets that ship fp32, as on_miss says. audits, tensors: by target, what
+    edgec.auditing tells of its bundle. ranking, outcome: None where no layer had to be put back.
     """
     data = {
         "schema": SCHEMA,
@@ -71,12 +85,24 @@ def make_report(
         "passes": [dataclasses.asdict(record) for record in history],
         "baseline": {"path": "baseline", **_summary(baseline)},
         "bundles": [
-            {"path": f"bundles/{name}", **_summary(m), "verified": verified.get(name)} for name, m in bundles.items()
+            {
+                "path": f"bundles/{name}",
+                **_summary(m),
+                "verified": verified.get(name),
+                "audit": audits.get(name),
+                "tensors": tensors.get(name),
+                "spread": m.golden.spread or None,
+            }
+            for name, m in bundles.items()
         ],
         "measured": measured,
         "bench": None if bench is None else _bench(bench, measured),
         "budget": [dataclasses.asdict(verdict) for verdict in verdicts],
         "fell_back": list(fell_back),
+        "calibration": _calibration(calibration),
+        "choices": choices.to_dict(),
+        "sensitivity": None if ranking is None else ranking.to_dict(),
+        **({"put_back": [], "put_back_steps": []} if outcome is None else outcome.to_dict()),
         "seconds": round(seconds, 1),
     }
     return Report(out, baseline, bundles, bench, measured, tuple(verdicts), data)
@@ -85,6 +111,19 @@ def make_report(
 def write_report(folder: Path, report: Report) -> None:
     text = json.dumps(report.data, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def warnings(report: Report) -> list[str]:
+    """What nobody asked for and everybody should know: a bundle that was made to be fast and is not."""
+    if report.bench is None or report.measured is None:
+        return []
+    ratio = report.bench.bundles[1].shapes[judged_shape(report.bench.bundles[1])].ratio
+    if ratio.median >= 1:
+        return []
+    return [
+        f"{report.measured} is slower than fp32 on {report.data['device']}: {ratio.median:.2f}x "
+        f"(p10 {ratio.p10:.2f}, p90 {ratio.p90:.2f}); `edgec audit` shows where its time goes"
+    ]
 
 
 def title(report: Report) -> str:
@@ -141,10 +180,17 @@ def _budget(report: Report, target: str) -> str:
 
 
 def _bench(bench: BenchReport, measured: str | None) -> dict[str, Any]:
-    """Its JSON, with the bundles' places in the finished folder: they were measured in one that is gone."""
-    places = ["baseline", f"bundles/{measured}"]
-    bundles = [{**one, "path": place} for one, place in zip(bench.data["bundles"], places, strict=True)]
+    """Its JSON, with the bundles' places in the finished folder: they were measured in one that is gone.
+
+    The plain export is only measured: no folder of that name stays.
+    """
+    places = ["baseline", f"bundles/{measured}", "plain"]
+    bundles = [{**one, "path": place} for one, place in zip(bench.data["bundles"], places, strict=False)]
     return {**bench.data, "bundles": bundles}
+
+
+def _calibration(sample: Sample) -> dict[str, Any] | None:
+    return {"texts": len(sample.texts), "groups": dict(Counter(sample.groups))} if sample.texts else None
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
@@ -157,6 +203,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
         "digest": manifest.digest,
         "quality": None if manifest.quality is None else dataclasses.asdict(manifest.quality),
         "parity": manifest.parity,
+        "forms": manifest.parts[0].forms,
         "golden": dataclasses.asdict(manifest.golden),
         "schedule": manifest.execution.schedule,
         "measured": manifest.measured,

@@ -5,7 +5,12 @@ torch is imported by the fixtures that need it: most files do without.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+# Before torch: on tiny models its threads wait for each other longer than they compute, most of all while other test
+# processes want the same cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import edgec_runtime  # noqa: F401 - before onnxruntime: it sets what onnxruntime reads when it loads
 import pytest

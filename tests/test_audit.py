@@ -20,8 +20,8 @@ from onnx import TensorProto, numpy_helper
 from tiny_bundles import seal
 from tiny_models import tiny
 
-from edgec.auditing import GraphAudit, audit, audit_graph
-from edgec.auditing.macs import Executed, Macs, count
+from edgec.auditing import GraphAudit, LayerMacs, audit, audit_graph
+from edgec.auditing.macs import Macs
 from edgec.cli.audit import audit as audit_command
 from edgec.errors import UserError
 from edgec.models import load_model
@@ -123,6 +123,52 @@ def test_shares_agree_with_a_hand_count(mixed: GraphAudit) -> None:
     assert sum(row.time_share for row in mixed.operators) == pytest.approx(1)
 
 
+def test_layers_are_counted_by_themselves(tmp_path: Path) -> None:
+    """In the order of the graph, whichever onnxruntime runs first, and inside an If; nodes without a module by name."""
+
+    def of(module: str, node: onnx.NodeProto) -> onnx.NodeProto:
+        node.metadata_props.add(key="edgec.module", value=module)
+        return node
+
+    branches = {
+        name: oh.make_graph(
+            [of("block.attention", oh.make_node("MatMul", ["b", weight_], [name], f"{name}/MatMul"))],
+            name,
+            [],
+            [oh.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+        )
+        for name, weight_ in (("then", "wide_w"), ("else", "narrow_w"))
+    }
+    nodes = [
+        of("block.query", quantize("x", "xq")),
+        of("block.query", product("xq", "q_w", "q")),
+        of("block.key", oh.make_node("MatMul", ["x", "k_w"], ["k"], "k/MatMul")),
+        of("block.key", oh.make_node("MatMul", ["k", "k_w"], ["k2"], "k/MatMul_2")),
+        oh.make_node("Sum", ["q", "k2"], ["b"], "sum"),
+        of("block.attention", oh.make_node("If", ["yes"], ["c"], "if", then_branch=branches["then"],
+                                           else_branch=branches["else"])),
+        oh.make_node("MatMulNBits", ["c", "n_w", "n_s"], ["y"], "head/MatMulNBits",
+                     domain=MICROSOFT, K=64, N=32, bits=8, block_size=64),
+    ]  # fmt: skip
+    constants = [
+        *SCALES,
+        weight("q_w", HIDDEN, HIDDEN, dtype="int8"),
+        weight("k_w", HIDDEN, HIDDEN),
+        weight("wide_w", HIDDEN, 64),
+        weight("narrow_w", HIDDEN, 64),
+        constant("yes", np.array(True)),
+        constant("n_w", np.full((32, 1, 64), 130, np.uint8)),
+        constant("n_s", np.full((32, 1), 0.01, np.float32)),
+    ]
+    rows = BATCH * TOKENS
+    assert audit_graph(save(tmp_path, nodes, constants, "y"), feed()).layers == (
+        LayerMacs("block.query", rows * HIDDEN * HIDDEN, 0, 0),
+        LayerMacs("block.key", 0, 2 * rows * HIDDEN * HIDDEN, 0),
+        LayerMacs("block.attention", 0, rows * HIDDEN * 64, 0),
+        LayerMacs("head/MatMulNBits", 0, 0, rows * 64 * 32),
+    )
+
+
 def test_operators_are_listed_with_what_they_multiplied(mixed: GraphAudit) -> None:
     table = {row.op: row for row in mixed.operators}
     assert mixed.operators[0].op == "MatMulIntegerToFloat"
@@ -217,45 +263,6 @@ def test_an_operator_without_a_rule_is_named(tmp_path: Path) -> None:
     assert audit_graph(path, feed()).uncounted == ("LSTM",)
 
 
-def executed(op: str, inputs: list, output: tuple, domain: str = "", **attributes: object) -> Executed:
-    return Executed(op, domain, attributes, inputs, [output])
-
-
-@pytest.mark.parametrize(
-    ("node", "macs"),
-    [
-        (executed("MatMul", [(6,), (6, 5)], (5,)), Macs(float=30)),
-        (executed("FusedMatMul", [(2, 7, 3), (2, 7, 4)], (2, 3, 4), MICROSOFT, transA=1), Macs(float=168)),
-        (executed("Gemm", [(7, 3), (7, 4)], (3, 4), transA=1), Macs(float=84)),
-        (executed("QGemm", [(3, 7), (), (), (7, 4)], (3, 4), MICROSOFT), Macs(int8=84)),
-        (executed("MatMulInteger", [(3, 7), (7, 4)], (3, 4)), Macs(int8=84)),
-        (executed("QLinearMatMul", [(3, 7), (), (), (7, 4)], (3, 4)), Macs(int8=84)),
-        (executed("DynamicQuantizeMatMul", [(3, 7), (7, 4)], (3, 4), MICROSOFT), Macs(int8=84)),
-        (executed("MatMulNBits", [(3, 7), (4, 1, 7)], (3, 4), MICROSOFT), Macs(weight_only=84)),
-        (executed("Conv", [(1, 4, 9), (6, 2, 3)], (1, 6, 7), group=2), Macs(float=6 * 7 * 2 * 3)),
-        (executed("QLinearConv", [(1, 4, 9), (), (), (6, 4, 3)], (1, 6, 7)), Macs(int8=6 * 7 * 4 * 3)),
-        # 4 heads of 8, 5 queries on 3 past and 5 present keys
-        (executed("Attention", [(1, 4, 5, 8), (1, 4, 5, 8), (1, 4, 5, 8), None, (1, 4, 3, 8)], (1, 4, 5, 8)),
-         Macs(float=4 * 5 * 8 * (8 + 8))),
-        # 8 query heads share 2 heads of keys and values, whose size is 6
-        (executed("Attention", [(1, 5, 32), (1, 7, 8), (1, 7, 12)], (1, 5, 48)),
-         Macs(float=8 * 5 * 7 * (4 + 6))),
-        (executed("MultiHeadAttention", [(1, 5, 4, 3, 8)], (1, 5, 32), MICROSOFT),
-         Macs(float=4 * 5 * 5 * 16)),
-        (executed("MultiHeadAttention", [(1, 5, 32), (1, 4, 9, 8), (1, 4, 9, 8)], (1, 5, 32), MICROSOFT),
-         Macs(float=4 * 5 * 9 * 16)),
-        (executed("Attention", [(1, 5, 16), (16, 96), (96,)], (1, 5, 32), MICROSOFT),
-         Macs(float=5 * 16 * 96 + 4 * 5 * 5 * 16)),
-        (executed("QAttention", [(1, 5, 16), (16, 96)], (1, 5, 32), MICROSOFT),
-         Macs(int8=5 * 16 * 96, float=4 * 5 * 5 * 16)),
-        (executed("Einsum", [(2, 3, 4), (2, 4, 5)], (2, 3, 5), equation="bij, bjk -> bik"), Macs(float=120)),
-        (executed("LayerNormalization", [(2, 3, 4), (4,)], (2, 3, 4)), Macs()),
-    ],
-)  # fmt: skip
-def test_macs_of_one_node(node: Executed, macs: Macs) -> None:
-    assert count(node) == macs
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("audit")
@@ -278,6 +285,14 @@ def test_a_bundle_is_run_on_as_many_tokens_as_asked_for(bundle: Path) -> None:
     assert sum("too small to matter" in reason for reason in reasons.values()) == 1
     assert sum("no int8 form of Attention" in reason for reason in reasons.values()) == 2
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["parts"]["encoder"]["operators"]
+    summary = report.summary()
+    assert (summary["int8_share"], summary["float_share"], summary["weight_only_share"]) == (0, 1, 0)
+    assert sum(layer["float"] for layer in summary["layers"]) == linear + attention + head
+    assert summary["layers"][3] == {
+        **{"layer": "model.bert.encoder.layer.0.attention.self", "int8": 0},
+        **{"float": attention // 2, "weight_only": 0},
+    }
+    assert set(summary["operators"][0]) == {"op", "count", "share", "time_share"}
 
 
 def test_the_tokens_default_to_what_the_bundle_takes(bundle: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from edgec_runtime.manifest import GroupQuality, Quality
 from figures import bench_report, manifest
 
-from edgec.budget import JUDGED_SHAPE, Verdict, judge, judged_shape
+from edgec.budget import JUDGED_SHAPE, Verdict, judge, judged_shape, room, worst_drop
+from edgec.evaluation.quality import with_groups
 from edgec.recipe import Budget
 
 EVERYTHING = Budget(accuracy_drop=0.01, size_mb=25, speedup=1.5, p50_ms=12)
@@ -65,6 +67,30 @@ def test_speed_is_judged_on_the_measured_target_alone() -> None:
 def test_no_data_no_drop() -> None:
     (verdict,) = judge(Budget(accuracy_drop=0.01), {"t": manifest(drop=None)}, None, None)
     assert (verdict.value, verdict.met) == (None, None)
+
+
+def test_the_worst_group_is_judged_and_named() -> None:
+    quality = with_groups(
+        Quality("cosine", 1.0, 0.997, 0.003, 30),
+        {"en": GroupQuality(1.0, 0.999, 0.001, 20), "de": GroupQuality(1.0, 0.993, 0.007, 10)},
+    )
+    bundles = {"t": manifest(quality=quality)}
+    drop, size = judge(Budget(accuracy_drop=0.005, size_mb=25), bundles, None, None)
+    assert (drop.value, drop.met, drop.group) == (0.007, False, "de")
+    assert str(drop) == "t: accuracy_drop 0.007 (group de) misses the budget of 0.005"
+    assert size.group == ""
+    assert "group" not in str(size)
+    (kept,) = judge(Budget(accuracy_drop=0.01), bundles, None, None)
+    assert str(kept) == "t: accuracy_drop 0.007 (group de) within the budget of 0.01"
+
+
+def test_what_is_left_to_put_layers_back() -> None:
+    bundles = {"a": manifest(drop=0.01, megabytes=20), "b": manifest(drop=0.03, megabytes=22), "c": manifest(drop=None)}
+    assert worst_drop(bundles) == 0.03
+    assert worst_drop({"c": bundles["c"]}) is None
+    assert room(Budget(size_mb=25), bundles) == pytest.approx(3e6)
+    assert room(Budget(size_mb=21), bundles) == pytest.approx(-1e6)
+    assert room(Budget(accuracy_drop=0.1), bundles) is None
 
 
 def test_a_model_of_short_rows_is_judged_on_its_longest() -> None:

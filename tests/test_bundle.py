@@ -43,9 +43,7 @@ def _dynamic(exporter: Exporter) -> Exporter:
         key: LayerQuantization(layer.kind, "dynamic-tensor")
         for key, layer in exporter.state.quantization.layers.items()
     }
-    other = copy.copy(exporter)
-    other.state = dataclasses.replace(exporter.state, quantization=Quantization("dynamic", kinds))
-    return other
+    return exporter.of(dataclasses.replace(exporter.state, quantization=Quantization("dynamic", kinds)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -147,9 +146,13 @@ def test_precisions_of_one_build(exporter: Exporter, here: Target, tmp_path: Pat
     fp32 = exporter.write(tmp_path / "fp32", here, precision=FP32)
     assert int8.build_id == fp32.build_id == exporter.build_id and len(int8.build_id) == 16
     assert (int8.parts[0].precision, fp32.parts[0].precision) == ("int8", "fp32")
-    assert set(int8.parity) == {"float_against_torch", "int8_against_float"}
+    assert set(int8.parity) == {"float_against_torch", "int8_against_float", "int8_against_reference"}
     assert set(fp32.parity) == {"float_against_torch"}
     assert int8.parity["float_against_torch"]["max_abs"] < 1e-4
+    reference = int8.parity["int8_against_reference"]
+    assert (reference["probes"], reference["probes_agreeing"]) == (16, 16) and reference["probes_max_abs"] < 5e-6
+    # The same roundings in torch are nearer than none.
+    assert 1 - reference["mean_cosine"] < 0.1 * (1 - int8.parity["int8_against_float"]["mean_cosine"])
     assert [record.name for record in int8.passes] == ["quantize"]
     assert fp32.passes == ()  # a float graph went through no quantization
     operators = {node.op_type for node in onnx.load(tmp_path / "fp32" / "encoder.onnx").graph.node}
@@ -180,10 +183,7 @@ def test_a_float_bundle_asks_for_no_feature(exporter: Exporter, tmp_path: Path) 
 
 def test_another_decision_is_another_build(exporter: Exporter, quantized: ModelState) -> None:
     def build_id(quantization: Quantization | None) -> str:
-        other = copy.copy(exporter)
-        other.__dict__.pop("build_id", None)
-        other.state = dataclasses.replace(quantized, quantization=quantization)
-        return other.build_id
+        return exporter.of(dataclasses.replace(quantized, quantization=quantization)).build_id
 
     assert quantized.quantization is not None
     layers = dict(quantized.quantization.layers)
@@ -207,10 +207,7 @@ def _decided(
     """The same model with another decision for each layer."""
     assert exporter.state.quantization is not None
     layers = {path: change(path, layer) for path, layer in exporter.state.quantization.layers.items()}
-    other = copy.copy(exporter)
-    other.__dict__.pop("build_id", None)
-    other.state = dataclasses.replace(exporter.state, quantization=Quantization(scheme, layers))
-    return other
+    return exporter.of(dataclasses.replace(exporter.state, quantization=Quantization(scheme, layers)))
 
 
 def test_a_decision_that_breaks_the_model_makes_no_bundle(exporter: Exporter, here: Target, tmp_path: Path) -> None:
@@ -228,8 +225,7 @@ def test_a_layer_that_is_not_in_the_graph_makes_no_bundle(exporter: Exporter, he
         **exporter.state.quantization.layers,
         "encoder:model.nowhere": LayerQuantization("linear", input_range=(0.0, 1.0)),
     }
-    other = copy.copy(exporter)
-    other.state = dataclasses.replace(exporter.state, quantization=Quantization("static", layers))
+    other = exporter.of(dataclasses.replace(exporter.state, quantization=Quantization("static", layers)))
     with pytest.raises(PassError, match=r"model\.nowhere"):
         other.write(tmp_path / "bundle", here)
     assert list(tmp_path.iterdir()) == []

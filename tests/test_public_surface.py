@@ -18,17 +18,21 @@ HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"
 EDGEC = {
     "audit": ["bundle", "tokens", "threads", "progress"],
     "bench": ["bundles", "on", "tokens", "batch", "threads", "rounds", "cold_start", "say"],
-    "compress": ["recipe", "out", "on", "overrides", "resume", "force", "progress", "say"],
+    "compress": ["recipe", "out", "on", "overrides", "forms", "resume", "force", "progress", "say"],
     "evaluate": [
         *("model", "data", "revision", "format", "text", "text_pair", "label", "group_by", "rows", "on_error"),
         *("threads", "progress"),
     ],
     "export": [
         *("model", "target", "out", "task", "revision", "opset", "max_length", "null_answers", "max_answer_tokens"),
-        *("force", "trust_remote_code", "say"),
+        *("forms", "on", "speedup", "on_miss", "force", "trust_remote_code", "say"),
     ],
     "run": ["bundle", "inputs"],
-    "verify": ["bundle", "on", "say"],
+    "sensitivity": [
+        *("model", "data", "scheme", "options", "format", "text", "text_pair", "rows", "target", "task", "revision"),
+        *("resume", "progress"),
+    ],
+    "verify": ["bundle", "on", "kinds", "say"],
 }
 RUNTIME = [
     *("Answer", "BundleError", "BundleWarning", "Classifier", "EmbeddingModel", "Label", "MaskFill", "MaskFiller"),
@@ -41,7 +45,10 @@ METHODS = {
     "Reader": "answer",
     "MaskFiller": "fill_mask",
 }
-COMMANDS = ["compress", "export", "verify", "audit", "bench", "run", "evaluate", "doctor", "targets", "recipes"]
+COMMANDS = [
+    *("compress", "export", "verify", "audit", "bench", "run", "evaluate", "sensitivity", "doctor", "targets"),
+    "recipes",
+]
 
 
 def test_the_names_of_edgec() -> None:

@@ -36,14 +36,14 @@ edgec: 1
 summary: a test
 model: {source: org/name, revision: main}
 data:
-  calibrate: {text: texts.txt, rows: 2}
-  evaluate: {text: pairs.tsv, text_column: 0, text_pair_column: b, label_column: 2, metric: spearman}
+  calibrate: {text: texts.txt, rows: 2, group_column: lang}
+  evaluate: {text: pairs.tsv, text_column: 0, text_pair_column: b, group_column: 3, label_column: 2, metric: spearman}
 passes:
   - prune: {ratio: 0.25}
   - quantize: {scheme: static, skip: ["*.pooler"]}
 export: {opset: 20, max_length: 64, long_text: window, stride: 16, schedule: streams, max_answer_tokens: 9}
 targets: [arm64, mine.yaml]
-budget: {accuracy_drop: 0.01, size_mb: 25, p50_ms: 5, on_miss: fallback}
+budget: {accuracy_drop: 0.01, size_mb: 25, p50_ms: 5, on_miss: fallback, put_back: weight-only}
 seed: 7
 """
 
@@ -76,16 +76,22 @@ def test_a_whole_recipe(folder: Path) -> None:
     evaluate = recipe.data.evaluate
     assert evaluate and evaluate.path == folder / "pairs.tsv" and evaluate.metric == "spearman"
     assert (evaluate.text_column, evaluate.text_pair_column, evaluate.label_column) == ("0", "b", "2")
+    assert (recipe.data.calibrate.group_column, evaluate.group_column) == ("lang", "3")
     assert [(entry.name, entry.line) for entry in recipe.passes] == [("prune", 8), ("quantize", 9)]
     assert recipe.export == ExportConfig(20, 64, "window", 16, "streams", False, 9)
     assert recipe.targets == ("arm64", str(folder / "mine.yaml"))
-    assert recipe.budget == Budget(0.01, 25.0, None, 5.0, "fallback")
+    assert recipe.budget == Budget(0.01, 25.0, None, 5.0, "fallback", "weight-only")
     assert check_passes(recipe, PASSES) == (Prune(0.25), Quantize("static", True, ("*.pooler",)))
 
 
 def test_the_least_recipe_is_the_baseline(folder: Path) -> None:
     recipe = load_recipe(write(folder, "edgec: 1\nmodel: {source: org/name}\ntargets: [arm64]\nbudget:\npasses:\n"))
-    assert recipe.passes == () and recipe.budget == Budget() and recipe.export.opset == 23
+    assert (
+        recipe.passes == ()
+        and recipe.budget == Budget()
+        and recipe.budget.put_back == "float"
+        and recipe.export.opset == 23
+    )
     assert recipe.data.calibrate is None and recipe.data.evaluate is None
 
 

@@ -12,7 +12,13 @@ from edgec_runtime.manifest import Part
 from figures import bench_report, manifest
 
 from edgec.budget import Verdict
-from edgec.report import COLUMNS, Report, make_report, rows, title, write_report
+from edgec.costs import Choices, Cost
+from edgec.data.readers import Sample
+from edgec.devices.compare import Ratio
+from edgec.graph.forms import Forms
+from edgec.put_back import Outcome, PutBack
+from edgec.ranking import LayerSensitivity, Ranking
+from edgec.report import COLUMNS, Report, make_report, rows, title, warnings, write_report
 
 
 def _report(**changes: Any) -> Report:
@@ -34,6 +40,12 @@ def _report(**changes: Any) -> Report:
             Verdict("x86_64-vnni", "speedup", 1.5, None, None),
         ],
         "fell_back": [],
+        "calibration": Sample(("a", "b", "c"), ("de", "en", "en")),
+        "choices": Choices(Forms(norm="skip"), "measured", (Cost("norm", "skip", 1.2, 1.1, 1.3),)),
+        "ranking": None,
+        "outcome": None,
+        "audits": {"arm64": {"int8_share": 0.9}},
+        "tensors": {"arm64": [{"module": "model.pooler", "snr_db": 30.0, "cosine": 0.999}]},
         "seconds": 12.34,
     }
     return make_report(Path("out"), **{**values, **changes})
@@ -45,29 +57,72 @@ def test_what_the_report_holds(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "report.json").read_text())
     assert list(data) == [
         *("schema", "command", "recipe", "device", "machine", "versions", "source", "passes", "baseline"),
-        *("bundles", "measured", "bench", "budget", "fell_back", "seconds"),
+        *("bundles", "measured", "bench", "budget", "fell_back", "calibration", "choices", "sensitivity"),
+        *("put_back", "put_back_steps", "seconds"),
     ]
-    assert data["schema"] == 1 and data["seconds"] == 12.3 and data["measured"] == "arm64"
+    assert data["schema"] == 2 and data["seconds"] == 12.3 and data["measured"] == "arm64"
     assert data["baseline"]["path"] == "baseline" and data["baseline"]["precision"] == "fp32"
     assert [one["path"] for one in data["bundles"]] == ["bundles/arm64", "bundles/x86_64-vnni"]
     first = data["bundles"][0]
     assert set(first) == {
         *("path", "target", "precision", "bytes", "graph_bytes", "build_id", "digest", "quality", "parity"),
-        *("golden", "schedule", "measured", "verified"),
+        *("forms", "golden", "schedule", "measured", "verified", "audit", "tensors", "spread"),
     }
     assert [one["verified"] for one in data["bundles"]] == [
         {"device": "local", "max_abs": 0.001, "min_cosine": 0.9999},
         None,
     ]
     assert "verified" not in data["baseline"]
+    assert (first["audit"], first["tensors"][0]["snr_db"], first["spread"]) == ({"int8_share": 0.9}, 30.0, None)
+    assert (data["bundles"][1]["audit"], data["bundles"][1]["tensors"]) == (None, None)
+    assert data["calibration"] == {"texts": 3, "groups": {"de": 1, "en": 2}}
+    assert data["choices"] == {
+        **{"norm": "skip", "attention": "packed", "mask": "always", "source": "measured"},
+        "measured": [{"choice": "norm", "option": "skip", "ratio": 1.2, "p10": 1.1, "p90": 1.3}],
+    }
+    assert (data["sensitivity"], data["put_back"], data["put_back_steps"]) == (None, [], [])
     assert first["bytes"] == 20_000_000 and first["graph_bytes"] == 20_000_000 - 2000
-    assert first["quality"] == {"metric": "cosine", "before": 1.0, "after": 0.996, "drop": 0.004, "n": 50}
+    quality = {"metric": "cosine", "before": 1.0, "after": 0.996, "drop": 0.004, "n": 50}
+    assert first["quality"] == {**quality, "group": "", "groups": {}}
     assert data["budget"][2] == {
         **{"target": "x86_64-vnni", "what": "accuracy_drop", "limit": 0.01},
-        **{"value": 0.02, "met": False},
+        **{"value": 0.02, "met": False, "group": ""},
     }
     assert data["bench"]["bundles"][1]["shapes"][0]["p50_ms"] == 10.0
     assert data["passes"] == [{"name": "quantize", "options": {"scheme": "static"}, "report": {"left_alone": {}}}]
+
+
+def test_layers_that_were_put_back() -> None:
+    worst = LayerSensitivity("encoder:model.a", "static", 0.02, 0.9, 100, 400)
+    ranking = Ranking("made-up", "cosine", 64, (worst,), 1.5)
+    back = PutBack("encoder:model.a", "float", "put back: alone it costs 0.02 in cosine", 0.02, 300)
+    data = _report(ranking=ranking, outcome=Outcome(None, (back,), ((0, 0.03), (1, 0.004)), True)).data
+    assert [(one["layer"], one["drop"]) for one in data["sensitivity"]["layers"]] == [("model.a", 0.02)]
+    assert [(one["layer"], one["to"], one["bytes_added"]) for one in data["put_back"]] == [("model.a", "float", 300)]
+    assert data["put_back_steps"] == [{"layers": 0, "drop": 0.03}, {"layers": 1, "drop": 0.004}]
+
+
+def test_the_plain_export_stands_beside_the_two(tmp_path: Path) -> None:
+    bench = bench_report()
+    plain = {**bench.data["bundles"][0], "path": "/gone"}
+    three = dataclasses.replace(bench, data={**bench.data, "bundles": [*bench.data["bundles"], plain]})
+    found = _report(bench=three).data["bench"]["bundles"]
+    assert [one["path"] for one in found] == ["baseline", "bundles/arm64", "plain"]
+
+
+def test_an_int8_bundle_that_is_slower_is_told() -> None:
+    assert warnings(_report()) == []
+    bench = bench_report()
+    shapes = {
+        shape: dataclasses.replace(figures, ratio=Ratio(0.8, 0.75, 0.85))
+        for shape, figures in bench.bundles[1].shapes.items()
+    }
+    slower = dataclasses.replace(
+        bench, bundles=(bench.bundles[0], dataclasses.replace(bench.bundles[1], shapes=shapes))
+    )
+    (told,) = warnings(_report(bench=slower))
+    assert told.startswith("arm64 is slower than fp32 on local: 0.80x (p10 0.75, p90 0.85)")
+    assert warnings(_report(bench=None, measured=None)) == []
 
 
 def test_a_report_is_strict_json(tmp_path: Path) -> None:

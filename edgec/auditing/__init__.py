@@ -11,17 +11,31 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from edgec_runtime import golden, integrity, loading
-from edgec_runtime.manifest import Manifest, Part
+from edgec_runtime.manifest import Manifest
 
-from edgec.auditing.graph import FloatNode, GraphAudit, OperatorRow, audit_graph
+from edgec.auditing.graph import FloatNode, GraphAudit, LayerMacs, OperatorRow, audit_graph
 from edgec.auditing.islands import Island
 from edgec.auditing.macs import Macs
+from edgec.auditing.rows import row_feeds
+from edgec.auditing.tensors import TensorError, tensor_errors, worst
 from edgec.errors import UserError
 from edgec.state import Progress, no_progress
 
-__all__ = ["Audit", "FloatNode", "GraphAudit", "Island", "Macs", "OperatorRow", "audit", "audit_graph"]
+__all__ = [
+    "Audit",
+    "FloatNode",
+    "GraphAudit",
+    "Island",
+    "LayerMacs",
+    "Macs",
+    "OperatorRow",
+    "TensorError",
+    "audit",
+    "audit_graph",
+    "tensor_errors",
+    "worst",
+]
 
 DEFAULT_TOKENS: Final = 128
 
@@ -42,6 +56,20 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
+
+    def summary(self) -> dict[str, Any]:
+        """What report.json keeps of the audit of a bundle with one part: shares, layers, operators."""
+        (part,) = self.parts.values()
+        return {
+            "int8_share": part.int8_share,
+            "float_share": part.float_share,
+            "weight_only_share": part.weight_only_share,
+            "layers": [asdict(layer) for layer in part.layers],
+            "operators": [
+                {"op": row.op, "count": row.count, "share": row.share, "time_share": row.time_share}
+                for row in part.operators
+            ],
+        }
 
 
 def audit(
@@ -69,7 +97,7 @@ def audit(
     for done, (part, graph) in enumerate(zip(manifest.parts, graphs, strict=True), 1):
         parts[part.name] = audit_graph(
             graph,
-            _feeds(part, ids),
+            row_feeds(part, ids),
             left_alone=_left_alone(manifest, part.name),
             quantized=part.precision == "int8",
             part=part,
@@ -79,18 +107,6 @@ def audit(
     total = sum((part.macs for part in parts.values()), Macs())
     share = total.int8 / total.total if total.total else 0.0
     return Audit(manifest.name, manifest.target.name, tokens, share, parts)
-
-
-def _feeds(part: Part, ids: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
-    """One unpadded row of `ids` (tokens,)."""
-    rows = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    for tensor in part.inputs:
-        if tensor.name not in rows:
-            raise UserError(
-                f"part {part.name!r} takes the input {tensor.name!r}, which the audit cannot make",
-                f"the audit makes {', '.join(rows)}",
-            )
-    return {tensor.name: rows[tensor.name][None].astype(tensor.dtype) for tensor in part.inputs}
 
 
 def _left_alone(manifest: Manifest, part: str) -> dict[str, str]:

@@ -39,6 +39,19 @@ class OperatorRow:
 
 
 @dataclass(frozen=True)
+class LayerMacs:
+    """The multiply-accumulates of one module's own nodes, those of the modules inside it not counted.
+
+    layer: the module's path; the name of the node where the graph does not tell a module.
+    """
+
+    layer: str
+    int8: int
+    float: int
+    weight_only: int
+
+
+@dataclass(frozen=True)
 class FloatNode:
     """A node that multiplies in float: how much, and why."""
 
@@ -53,14 +66,15 @@ class GraphAudit:
     """What onnxruntime did with a graph.
 
     int8_share, float_share and weight_only_share: of all multiply-accumulates of one run, 0 where there are
-    none. uncounted: operators that ran, multiply matrices, and are in no figure. milliseconds: the time of
-    the nodes in one run, under the profiler.
+    none. layers: those that multiply, in the order of the graph. uncounted: operators that ran, multiply
+    matrices, and are in no figure. milliseconds: the time of the nodes in one run, under the profiler.
     """
 
     macs: Macs
     int8_share: float
     float_share: float
     weight_only_share: float
+    layers: tuple[LayerMacs, ...]
     operators: tuple[OperatorRow, ...]
     float_nodes: tuple[FloatNode, ...]
     islands: tuple[Island, ...]
@@ -103,12 +117,22 @@ def audit_graph(
         int8_share=_ratio(total.int8, total.total),
         float_share=_ratio(total.float, total.total),
         weight_only_share=_ratio(total.weight_only, total.total),
+        layers=_layers(nodes, macs),
         operators=_operators(nodes, macs, total),
         float_nodes=tuple(sorted(float_nodes, key=lambda node: -node.macs)),
         islands=find_islands(nodes),
         uncounted=tuple(sorted({node.executed.op for node in nodes} & UNCOUNTED)),
         milliseconds=sum(node.microseconds for node in nodes) / 1000,
     )
+
+
+def _layers(nodes: Sequence[NodeRun], macs: Mapping[str, Macs]) -> tuple[LayerMacs, ...]:
+    layers: dict[str, Macs] = {}
+    for node in nodes:
+        if macs[node.name].total:
+            layer = node.module or node.name
+            layers[layer] = layers.get(layer, Macs()) + macs[node.name]
+    return tuple(LayerMacs(layer, own.int8, own.float, own.weight_only) for layer, own in layers.items())
 
 
 def _operators(nodes: Sequence[NodeRun], macs: Mapping[str, Macs], total: Macs) -> tuple[OperatorRow, ...]:

@@ -1,16 +1,22 @@
-"""`edgec audit`: which share of a bundle's work runs in int8, and why the rest does not."""
+"""`edgec audit`: which share of a bundle's work runs in int8, why the rest does not, and where the error comes from."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from edgec.cli import console
 
 if TYPE_CHECKING:
-    from edgec.auditing import GraphAudit
+    from collections.abc import Sequence
+
+    from edgec.auditing import GraphAudit, TensorError
+
+WORST: Final = 10
+"""How many modules the table of tensor errors shows; --json has all."""
 
 
 def audit(
@@ -19,25 +25,65 @@ def audit(
         int | None, typer.Option("--tokens", min=1, help="Tokens of the row that is run; default 128.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that onnxruntime may use.")] = 1,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against",
+            metavar="BUNDLE",
+            help="Compare every module with this float bundle. [default: OUT/baseline for OUT/bundles/TARGET]",
+        ),
+    ] = None,
     json: Annotated[Path | None, console.json_option("Write the report as JSON; - is stdout.")] = None,
 ) -> None:
     """Count how much of a bundle's work runs in int8.
 
     Runs it under onnxruntime's profiler and counts multiply-accumulates. Shows the share of int8 kernels, the
     operators that ran, the nodes that multiply in float with the reason, and the quantizing that serves nothing.
+    Against a float bundle: how far each module's output is from float, on the golden requests.
     """
     from edgec.auditing import audit as run_audit
+    from edgec.auditing import tensor_errors
 
+    against = against or _baseline(bundle)
     report = run_audit(bundle, tokens=tokens, threads=threads, progress=console.progress)
+    errors = None if against is None else tensor_errors(bundle, against, progress=console.progress)
     if str(json) != "-":
         for name, part in report.parts.items():
             _show(f"{report.name} for {report.target}, part {name}, {report.tokens} tokens", part)
+        if errors is not None:
+            _show_errors(f"tensor error against {against}", errors)
     if json is not None:
-        console.write_json(json, report.to_dict())
+        data = report.to_dict()
+        data["against"] = None if against is None else str(against)
+        data["tensors"] = None if errors is None else [asdict(error) for error in errors]
+        console.write_json(json, data)
+
+
+def _baseline(bundle: Path) -> Path | None:
+    """The fp32 bundle that `edgec compress` wrote beside this one."""
+    folder = bundle.absolute().parent
+    found = folder.parent / "baseline"
+    return found if folder.name == "bundles" and found.is_dir() else None
+
+
+def _show_errors(title: str, errors: Sequence[TensorError]) -> None:
+    from edgec.auditing import worst
+
+    shown = worst(errors, WORST)
+    if shown[0].snr_db is None and shown[0].cosine == 1:
+        console.info(f"{title}: no module differs")
+        return
+    console.table(
+        f"{title}: the worst {len(shown)} of {len(errors)} modules, the worst is {shown[0].module}",
+        ["module", "SNR dB", "cosine"],
+        [
+            [error.module, "-" if error.snr_db is None else f"{error.snr_db:.1f}", f"{error.cosine:.6f}"]
+            for error in shown
+        ],
+    )
 
 
 def _show(title: str, part: GraphAudit) -> None:
-
     shares = [
         ("int8", part.macs.int8, part.int8_share),
         ("weight-only", part.macs.weight_only, part.weight_only_share),

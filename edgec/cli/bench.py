@@ -30,10 +30,10 @@ def bench(
     Shows times, throughput, load, cold start and memory. A ratio is the median over the rounds; a figure that the
     machine was too restless for is marked unstable.
     """
-    from edgec import pipeline
+    from edgec import operations
     from edgec.devices import compare
 
-    report = pipeline.bench(
+    report = operations.bench(
         bundles,
         on=on,
         tokens=_sizes(tokens, "--tokens"),

@@ -27,13 +27,22 @@ def compress(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. passes.0.scheme=dynamic."),
     ] = None,
+    forms: Annotated[
+        str,
+        typer.Option(
+            "--forms",
+            metavar="WHICH",
+            help="Operators of the graph: kept (as measured before, else measured now), measure, default, or a bundle "
+            "whose forms are repeated.",
+        ),
+    ] = "kept",
     resume: Annotated[bool, typer.Option("--resume", help="Take up the passes of an interrupted run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace DIR, once the new one is whole.")] = False,
     json: Annotated[Path | None, console.json_option("Write the report there too; - is stdout.")] = None,
 ) -> None:
     """Run a recipe: compress a model, export, verify and measure it.
 
-    Writes DIR/model, DIR/baseline (fp32), DIR/bundles/TARGET and DIR/report.json.
+    Writes DIR/model, DIR/baseline (fp32), DIR/bundles/TARGET, DIR/report.json and the page DIR/report.html.
     """
     from edgec import pipeline, report
 
@@ -42,6 +51,7 @@ def compress(
         out=out,
         on=on,
         overrides=overrides or (),
+        forms=forms,
         resume=resume,
         force=force,
         progress=console.progress,
@@ -52,5 +62,7 @@ def compress(
         console.table(report.title(made), report.COLUMNS, report.rows(made))
     if json is not None:
         console.write_json(json, made.data)
-    console.info(f"written to {made.out}: {report.REPORT_FILE} has every figure")
+    for warning in report.warnings(made):
+        console.info(f"warning: {warning}")
+    console.info(f"written to {made.out}: {report.REPORT_FILE} has every figure, {made.out / 'report.html'} shows them")
     pipeline.require_budget(made)

@@ -147,10 +147,11 @@ def write_json(path: Path, data: Any) -> None:
 
 def json_option(help: str) -> Any:
     """The option --json of a command, checked before its work, which would be lost with it."""
-    return typer.Option("--json", metavar="FILE", callback=_writable, help=help)
+    return typer.Option("--json", metavar="FILE", callback=writable, help=help)
 
 
-def _writable(path: Path | None) -> Path | None:
+def writable(path: Path | None) -> Path | None:
+    """The path of an option, unless nothing can be written there: SystemFailure."""
     if path is None or str(path) == "-":
         return path
     if path.is_dir():

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgec.cli import console
+
+
+class OnMiss(StrEnum):
+    FAIL = "fail"
+    FALLBACK = "fallback"
 
 
 def export(
@@ -34,6 +40,22 @@ def export(
         bool, typer.Option("--null-answers", help='question-answering: "there is no answer" may win.')
     ] = False,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="question-answering: the longest answer.")] = 30,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="DEVICE", help="Measure there against fp32: local or ssh://user@host[:port]."),
+    ] = None,
+    speedup: Annotated[
+        float | None, typer.Option(min=0, help="Times as fast as fp32 that it has to be on DEVICE, at 128 tokens.")
+    ] = None,
+    on_miss: Annotated[
+        OnMiss, typer.Option("--on-miss", help="Where --speedup is missed: write nothing, or the fp32 bundle.")
+    ] = OnMiss.FAIL,
+    forms: Annotated[
+        str,
+        typer.Option(
+            "--forms", metavar="WHICH", help="As of `edgec compress`; without --on the default ones or a bundle's."
+        ),
+    ] = "kept",
     force: Annotated[bool, typer.Option("--force", help="Replace BUNDLE, once the new one is whole.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
@@ -44,9 +66,9 @@ def export(
 
     A build is exported as its passes left it, any other source in fp32.
     """
-    from edgec import pipeline
+    from edgec import operations
 
-    manifest = pipeline.export(
+    manifest = operations.export(
         model,
         target=target,
         out=out,
@@ -56,6 +78,10 @@ def export(
         max_length=max_length,
         null_answers=null_answers,
         max_answer_tokens=max_answer_tokens,
+        on=on,
+        speedup=speedup,
+        on_miss=on_miss.value,
+        forms=forms,
         force=force,
         trust_remote_code=trust_remote_code,
         say=console.say,

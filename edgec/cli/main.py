@@ -28,7 +28,9 @@ from edgec.cli import (
     evaluate,
     export,
     recipes,
+    report,
     run,
+    sensitivity,
     targets,
     verify,
 )
@@ -51,6 +53,8 @@ app.command()(audit.audit)
 app.command()(bench.bench)
 app.command()(run.run)
 app.command()(evaluate.evaluate)
+app.command()(report.report)
+app.command()(sensitivity.sensitivity)
 app.command()(doctor.doctor)
 app.add_typer(targets.app, name="targets")
 app.add_typer(recipes.app, name="recipes")

@@ -17,7 +17,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -47,6 +48,24 @@ class Example:
     def request(self) -> Text:
         """What a model is asked: the text, or the pair."""
         return self.text if self.text_pair is None else (self.text, self.text_pair)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Texts, or pairs of them, and the group of each; without a group column there are no groups."""
+
+    texts: tuple[Text, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many texts each group has, by the groups' names."""
+        return dict(sorted(Counter(self.groups).items()))
+
+    def spread(self, rows: int) -> tuple[Text, ...]:
+        """At most `rows` of the texts, at equal distances: a file that is sorted by group gives some of each."""
+        count = len(self.texts)
+        return self.texts if count <= rows else tuple(self.texts[i * count // rows] for i in range(rows))
 
 
 @dataclass(frozen=True)
@@ -182,6 +201,53 @@ def read_texts(
     """The first `rows` texts of a file (all: None), or pairs where `text_pair` names a column."""
     examples = read_examples(path, format=format, text=text, text_pair=text_pair, on_error=on_error)
     return [example.request for example in islice(examples, rows)]
+
+
+def read_sample(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    group: str | None = None,
+    rows: int | None = None,
+) -> Sample:
+    """The first `rows` texts of a file (all: None), or as many from each group of the column `group`; see `draw`."""
+    group_by = () if group is None else (group,)
+    examples = draw(read_examples(path, format=format, text=text, text_pair=text_pair, group_by=group_by), rows, group)
+    groups = () if group is None else (example.groups[group] for example in examples)
+    return Sample(tuple(example.request for example in examples), tuple(groups))
+
+
+def draw(examples: Iterable[Example], rows: int | None, group: str | None) -> list[Example]:
+    """The first `rows` examples (all: None); with a column `group` spread evenly over its values.
+
+    Every group gives its first examples, the same number as the others; what a small group cannot give is shared by
+    the rest, and an odd remainder goes to the groups that come first by name. The order is that of the file, and the
+    choice depends on nothing but the file. Raises DataError where there are more groups than rows.
+    """
+    if rows is None or group is None:
+        return list(islice(examples, rows))
+    kept: dict[str, list[tuple[int, Example]]] = {}
+    for place, example in enumerate(examples):
+        members = kept.setdefault(example.groups[group], [])
+        if len(members) < rows:  # no group can give more
+            members.append((place, example))
+        if len(kept) > rows:
+            raise DataError(
+                f"the column {group!r} has more than {rows} values, so {rows} rows cannot be spread over them",
+                "name a column of few values, such as a language, or raise rows",
+            )
+    chosen: list[tuple[int, Example]] = []
+    waiting = sorted(kept)
+    while waiting and len(chosen) < rows:
+        share, odd = divmod(rows - len(chosen), len(waiting))
+        for position, name in enumerate(waiting):
+            give = share + (position < odd)
+            chosen += kept[name][:give]
+            kept[name] = kept[name][give:]
+        waiting = [name for name in waiting if kept[name]]
+    return [example for _, example in sorted(chosen, key=lambda pair: pair[0])]
 
 
 def format_of(path: Path, format: str | None) -> str:

@@ -53,7 +53,7 @@ class BundleFigures:
     precision: str
     target: str
     bytes: int
-    load_ms: float
+    load_ms: float | None
     peak_memory_mb: float | None
     cold_start_ms: float | None
     cold_start_ratio: Ratio | None
@@ -83,13 +83,14 @@ def bench(
     threads: int | None = None,
     rounds: int = 20,
     cold_start: bool = True,
+    shapes_only: bool = False,
     on_line: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Place the bundles on the device and measure them there, interleaved; the first is the baseline.
 
     threads: None is 1 from ids to output, and all CPUs of the device from texts to answers. on_line: gets
-    lines about the progress. Raises UserError for an emulated device, a BundleError for what is no bundle, GateFailed
-    where the runtime refuses a bundle, DeviceError where the device fails.
+    lines about the progress. shapes_only: neither texts nor fresh processes. Raises UserError for an emulated device, a
+    BundleError for what is no bundle, GateFailed where the runtime refuses one, DeviceError where the device fails.
     """
     if device.emulated:
         raise UserError(
@@ -101,6 +102,7 @@ def bench(
     args += ["--tokens", ",".join(map(str, tokens)), "--batch", ",".join(map(str, batch))]
     args += ["--threads", str(threads)] if threads else []
     args += ["--cold-start"] if cold_start else []
+    args += ["--shapes-only"] if shapes_only else []
     # Errors come back as exceptions; told as progress they would be told twice.
     tell = on_line and (lambda line: None if line.startswith(_FAILURES) else on_line(line))
     done = device.runtime([*args, "--", *placed], on_line=tell)
@@ -147,7 +149,7 @@ def fact_rows(report: BenchReport) -> list[tuple[str, ...]]:
         (
             _title(one, report),
             f"{one.bytes / 1e6:.1f}",
-            f"{one.load_ms:.0f}",
+            "-" if one.load_ms is None else f"{one.load_ms:.0f}",
             "-" if one.cold_start_ms is None else f"{one.cold_start_ms:.0f}",
             "-" if one.cold_start_ratio is None else f"{one.cold_start_ratio.median:.2f}",
             "-" if one.peak_memory_mb is None else f"{one.peak_memory_mb:.0f}",

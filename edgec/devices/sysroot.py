@@ -32,6 +32,7 @@ PLATFORMS = (
     "manylinux2014_aarch64",
 )
 INSTALL = "edgec doctor --install-emulator"
+INSTALL_QEMU = "apt-get install qemu-user"
 # Raised when what stands in a sysroot changes without a version of a wheel changing.
 LAYOUT = 1
 
@@ -65,7 +66,7 @@ def find_qemu() -> str:
     """The path of the emulator. Raises DeviceError where it is missing."""
     found = shutil.which(QEMU)
     if found is None:
-        raise DeviceError(f"{QEMU} is not installed", "apt-get install qemu-user")
+        raise DeviceError(f"{QEMU} is not installed", INSTALL_QEMU)
     return found
 
 

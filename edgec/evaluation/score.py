@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +18,7 @@ from edgec_runtime.tasks.classify import Classifier
 from edgec_runtime.tasks.embed import EmbeddingModel
 
 from edgec.data.metrics import accuracy, cosines, macro_f1, spearman
-from edgec.data.readers import Example, OnError, read_examples
+from edgec.data.readers import Example, OnError, draw, read_examples
 from edgec.errors import DataError, UserError
 from edgec.state import ModelState, Progress, no_progress
 
@@ -74,8 +73,9 @@ def evaluate(
     already. revision: of a hub id. text-classification compares the best label with `label` (by name, or by
     index where the file has numbers), default column "label". feature-extraction takes pairs: Spearman's
     correlation of their cosine similarity with `label`, default column "score". format, text, text_pair, group_by,
-    on_error: see edgec.data.readers. rows: score the first ones only. threads: of a bundle. Raises DataError for the
-    data, UserError for a model that cannot be scored, and what loading raises.
+    on_error: see edgec.data.readers. rows: score the first ones only, or, with `group_by`, as many from each value of
+    its first column (edgec.data.readers.draw). threads: of a bundle. Raises DataError for the data, UserError for a
+    model that cannot be scored, and what loading raises.
     """
     loaded, owned = _open(model, threads, revision)
     try:
@@ -89,7 +89,7 @@ def evaluate(
             group_by=group_by,
             on_error=on_error,
         )
-        examples = list(islice(reader, rows))
+        examples = draw(reader, rows, next(iter(group_by), None))
         measure = score(examples, str(data), progress)
     finally:
         if owned:

@@ -1,15 +1,15 @@
 """Float graph + quantization decision + target -> int8 graph for stock onnxruntime.
 
-Every quantized linear layer becomes `QuantizeLinear` (static) or `DynamicQuantizeLinear` (dynamic) and one
-`com.microsoft.MatMulIntegerToFloat` with int8 weights, a scale a channel and the bias inside: u8 activations x s8
-weights is the product with a fast kernel on x86 and on arm64 (u8 x u8 has none). Layers that read the same tensor
-share its quantization. An embedding table becomes int8 rows with a scale a row, dequantized after the lookup.
+Rules find the places where the decided layers run; edgec/graph/linear_forms.py has what each scheme puts there. u8
+activations x s8 weights is the product with a fast kernel on x86 and on arm64 (u8 x u8 has none). Layers that read the
+same tensor share its quantization. An embedding table becomes int8 rows with a scale a row, dequantized after the
+lookup, or with 4 bits `com.microsoft.GatherBlockQuantized`, which does both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,68 +17,35 @@ import onnx_ir as ir
 from onnxscript.rewriter import RewriteRuleClassBase, RewriteRuleSet
 
 from edgec.errors import PassError
-from edgec.numerics.weights import activation_scale, quantize_per_channel, quantize_rows
+from edgec.numerics.weights import quantize_row_blocks, quantize_rows
 from edgec.state import LayerQuantization, Quantization
 from edgec.target import Target
 
 from .float_graph import SumBeforeLayerNorm, finish
+from .fold_smoothing import fold_smoothing
+from .linear_forms import CONTRIB, Linear, LinearForms
+from .lower_points import lower_points
 from .trace import MODULE_KEY
 
-CONTRIB = "com.microsoft"
 
-
-@dataclass
+@dataclass(frozen=True)
 class _Lowering:
-    """What the rules share: the decision, the target's weight range, and what is made once however often it is used.
-
-    weights: by module path, the int8 weights and their scales; a layer that runs twice (DeBERTa projects tokens and
-    positions with the same matrix) reads them twice.
-    """
+    """What the rules share: the decision, and what builds the forms."""
 
     layers: Mapping[str, LayerQuantization]
-    reduce_range: bool
-    weights: dict[str, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
-    constants: dict[bytes, ir.Value] = field(default_factory=dict)
+    forms: LinearForms
 
     def layer_of(self, node: ir.Node, kind: str) -> LayerQuantization | None:
         layer = self.layers.get(_path(node))
         return layer if layer is not None and layer.kind == kind else None
 
-    def stored(
-        self, op: Any, path: str, quantize: Callable[[], tuple[np.ndarray, np.ndarray]]
-    ) -> tuple[ir.Value, ir.Value]:
-        """The initializers of a layer's int8 weights and scales."""
-        if path not in self.weights:
-            names = (f"{path}.weight_int8", f"{path}.weight_scale")
-            values, scales = (op.initializer(ir.tensor(a), n) for a, n in zip(quantize(), names, strict=True))
-            self.weights[path] = (values, scales)
-        return self.weights[path]
-
-    def shared(self, op: Any, value: np.ndarray, name: str) -> ir.Value:
-        """One initializer for equal constants: layers that read the same tensor then quantize it once."""
-        key = value.dtype.str.encode() + value.tobytes()
-        if key not in self.constants:
-            self.constants[key] = op.initializer(ir.tensor(value), name)
-        return self.constants[key]
+    def product_of_layer(self, node: ir.Node) -> bool:
+        """Whether a float product is that of a linear layer with its weight, and not that of a form with outliers."""
+        return self.layer_of(node, "linear") is not None and node.inputs[1] not in self.forms.constants.made
 
     def linear(self, op: Any, node: ir.Node, x: ir.Value, weight: np.ndarray, bias: ir.Value | None) -> ir.Value:
-        """The int8 form of x (.., inputs) @ weight (inputs, channels) + bias (channels,)."""
         path = _path(node)
-        layer = self.layers[path]
-        if layer.smoothing is not None:
-            factors = np.array(layer.smoothing, np.float32)
-            weight = weight * factors[:, None]
-            x = op.Mul(x, self.shared(op, 1 / factors, f"{path}.input_smoothing"))
-        weights, scales = self.stored(op, path, lambda: quantize_per_channel(weight, reduce_range=self.reduce_range))
-        if layer.scheme == "dynamic-tensor":
-            activations, x_scale, x_zero = op.DynamicQuantizeLinear(x, _outputs=3)
-        else:
-            assert layer.input_range is not None, f"{path} has no calibrated range"
-            step, zero = activation_scale(*layer.input_range)
-            x_scale = self.shared(op, np.array(step), f"{path}.input_scale")
-            x_zero = self.shared(op, np.array(zero), f"{path}.input_zero_point")
-            activations = op.QuantizeLinear(x, x_scale, x_zero)
-        return op.MatMulIntegerToFloat(activations, weights, x_scale, scales, x_zero, None, bias, _domain=CONTRIB)
+        return self.forms.build(op, Linear(path, self.layers[path], x, weight, bias))
 
 
 class _Rule(RewriteRuleClassBase):
@@ -98,7 +65,7 @@ class MatMulWithBias(_Rule):
         return (
             matrix is not None
             and _one_each(bias, matrix.shape[1])
-            and self.lowering.layer_of(product.producer(), "linear") is not None
+            and self.lowering.product_of_layer(product.producer())
         )
 
     def rewrite(self, op, x, weight, bias, product):  # type: ignore[no-untyped-def]
@@ -114,7 +81,7 @@ class MatMulAlone(_Rule):
         return op.MatMul(x, weight, _outputs=["product"])
 
     def check(self, context, x, weight, product):  # type: ignore[no-untyped-def]
-        return _matrix(weight) is not None and self.lowering.layer_of(product.producer(), "linear") is not None
+        return _matrix(weight) is not None and self.lowering.product_of_layer(product.producer())
 
     def rewrite(self, op, x, weight, product):  # type: ignore[no-untyped-def]
         matrix = _matrix(weight)
@@ -138,7 +105,7 @@ class GemmLayer(_Rule):
             and not _attribute(node, "transA", 0)
             and matrix is not None
             and (bias is None or _one_each(bias, matrix.shape[1]))
-            and self.lowering.layer_of(node, "linear") is not None
+            and self.lowering.product_of_layer(node)
         )
 
     def rewrite(self, op, x, weight, product):  # type: ignore[no-untyped-def]
@@ -157,7 +124,7 @@ class GemmLayer(_Rule):
 
 
 class EmbeddingTable(_Rule):
-    """Gather(table, ids) -> int8 rows and their scales, multiplied after the lookup."""
+    """Gather(table, ids) -> int8 rows and their scales, multiplied after the lookup; or rows of 4 bits."""
 
     def pattern(self, op, table, ids):  # type: ignore[no-untyped-def]
         return op.Gather(table, ids, _allow_other_attributes=True, _outputs=["rows"])
@@ -167,16 +134,26 @@ class EmbeddingTable(_Rule):
         return (
             _constant(table, 2)
             # The lookups that this rule makes carry the layer's path too.
-            and not any(table is made for made in self.lowering.weights.get(_path(node), ()))
+            and table not in self.lowering.forms.constants.made
             and _attribute(node, "axis", 0) == 0
             and self.lowering.layer_of(node, "embedding") is not None
         )
 
     def rewrite(self, op, table, ids, rows):  # type: ignore[no-untyped-def]
         path = _path(rows.producer())
-        values, scales = self.lowering.stored(op, path, lambda: quantize_rows(table.const_value.numpy()))
+        layer, constants, floats = self.lowering.layers[path], self.lowering.forms.constants, table.const_value
+        if layer.bits == 4:
+            values, scales = constants.stored(op, path, "int4", lambda: _four_bits(floats.numpy(), layer.block_size))
+            attributes = {"bits": 4, "block_size": layer.block_size, "gather_axis": 0, "quantize_axis": 1}
+            return op.GatherBlockQuantized(values, ids, scales, **attributes, _domain=CONTRIB)
+        values, scales = constants.stored(op, path, "int8", lambda: quantize_rows(floats.numpy()))
         looked_up = op.Cast(op.Gather(values, ids, axis=0), to=ir.DataType.FLOAT)
         return op.Mul(looked_up, op.Gather(scales, ids, axis=0))
+
+
+def _four_bits(table: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    integers, scales = quantize_row_blocks(table, block_size)
+    return integers.astype(ir.DataType.INT4.numpy()), scales
 
 
 def lower_int8(model: ir.Model, quantization: Quantization, target: Target) -> ir.Model:
@@ -188,24 +165,25 @@ def lower_int8(model: ir.Model, quantization: Quantization, target: Target) -> i
     """
     model = model.clone()
     layers = quantization.layers
-    lowering = _Lowering(layers, target.int8.reduce_range)
+    opset = model.graph.opset_imports[""]
+    lowering = _Lowering(layers, LinearForms(target.int8.reduce_range, quantization.tensors, opset))
     model.graph.opset_imports[CONTRIB] = 1
     # A matrix product is visited before the bias that follows it, so the larger pattern needs a sweep of its own.
     RewriteRuleSet([MatMulWithBias.rule(lowering)], commute=True).apply_to_model(model)
     RewriteRuleSet([rule.rule(lowering) for rule in (MatMulAlone, GemmLayer, EmbeddingTable)]).apply_to_model(model)
     RewriteRuleSet([SumBeforeLayerNorm.rule()]).apply_to_model(model)
-    missing = set(layers) - set(lowering.weights)
+    missing = set(layers) - set(lowering.forms.constants.of_layer)
     # A layer may run in several places. The only product that comes from a linear module is that with its weight.
-    left = {
-        _path(node)
-        for node in model.graph.all_nodes()
-        if node.op_type in ("MatMul", "Gemm") and lowering.layer_of(node, "linear") is not None
-    }
+    products = [node for node in model.graph.all_nodes() if node.op_type in ("MatMul", "Gemm")]
+    left = {_path(node) for node in products if lowering.product_of_layer(node)}
     if failed := sorted(missing | left):
         raise PassError(
             f"{len(failed)} quantized layers have no int8 form in the exported graph, the first is {failed[0]}",
             f"leave it in float: add `skip: ['{failed[0]}']` to the quantize pass",
         )
+    # Before smoothing is folded: ranges are those of the tensors as the model has them.
+    lower_points(model, quantization.points, reduce_range=target.int8.reduce_range)
+    fold_smoothing(model)
     finish(model)
     return model
 

@@ -1,4 +1,4 @@
-"""quantize: decide which layers run in int8, and calibrate the ranges of their inputs.
+"""quantize: decide which layers run on small integers and how, and calibrate what that needs.
 
 The options are checked before torch is loaded, so what needs it is imported by `apply`.
 """
@@ -7,197 +7,278 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgec.errors import DataError, PassError, UserError
-from edgec.state import (
-    LayerQuantization,
-    ModelState,
-    PassContext,
-    PassResult,
-    Quantization,
-)
+from edgec.numerics.ranges import least_squares_range, percentile_range
+from edgec.passes.option_rules import check_options
+from edgec.state import LayerQuantization, ModelState, PassContext, PassResult, Quantization
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from edgec.passes.observe import Inputs
-
-SMALL_HEAD: Final = 64
-"""A matrix with fewer outputs is a task head: next to no work, and its error goes straight into the answer."""
+    from edgec.passes.calibrate import MakeObserver
+    from edgec.passes.observe import Extremes
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Post-training quantization to 8 bits: s8 weights with a scale a channel, u8 activations, float accumulation out.
+    """Post-training quantization: s8 weights, u8 activations, float sums; or small weights alone. No training.
 
-    scheme: "static", one activation scale a tensor, fixed by the smallest and largest value seen on the calibration
-    texts (after Jacob et al. 2018, section 3), so an answer never depends on batch-mates; "dynamic", a scale a tensor
-    taken from the input itself: no calibration, but only texts that run alone get the same answer every time.
-    embeddings: the token embedding table too, int8 rows with a scale a row. skip: patterns (fnmatch) of module paths
-    that stay in float; one that matches no layer is refused. smooth: patterns of the layers whose inputs are divided by
-    a factor a channel, which the weights take over (SmoothQuant, Xiao et al. 2023, equation 4), so that a few outlier
-    channels do not stretch the range of all; static only. smooth_alpha: how much of the difficulty moves from
-    activations to weights, 0 to 1.
+    scheme: how products are computed; see the schemes below. granularity: "token", a scale each row of the
+    activations, so that an answer never depends on batch-mates, or "tensor", one for all, so that texts run alone;
+    scheme dynamic only. observer: what the range of a static scale spans: "minmax", the extremes of all calibration
+    texts; "moving-average", an average of each text's extremes; "percentile", most values; "mse", the range whose
+    rounding and clipping err least in the squared sense. percentile: how many per cent of the values the range holds;
+    of the others one half lies on each side. momentum: the weight of the past in a moving average. bits: of the
+    weights, 8 or 4 with scheme weight-only; of weights and activations, 4 to 8, with fully-quantized; else 8.
+    block_size: how many values share a scale, in weight-only layers and in embeddings of 4 bits. weights:
+    "per-channel", a scale an output channel, or "per-tensor", one for the matrix. clip: search the clipping range of
+    the weights that errs least in the squared sense; null is true, except with fully-quantized, whose weights are cut
+    at their extremes. embeddings: the token embedding table too. embedding_bits: 8, rows with a scale a row, or 4,
+    with a scale a block. skip: patterns (fnmatch) of module paths that stay in float; one that matches no layer is
+    refused. smooth: patterns of the layers whose inputs are divided by a factor a channel, which the weights take
+    over (SmoothQuant, Xiao et al. 2023, equation 4), so that a few outlier channels do not stretch the range of all;
+    one that matches no quantized layer is refused. smooth_alpha: how much of the difficulty moves from activations to
+    weights, 0 to 1. bias_correction: add the mean of float output minus quantized output on the calibration texts to
+    each layer's bias, a value an output channel (Nagel et al. 2019, section 4.2). outliers: patterns of the layers
+    whose outlier input channels stay in a float product beside the integer one, as those of every layer do with
+    scheme llm-int8; scheme static. outlier_threshold: a channel is an outlier where any magnitude on the calibration
+    texts is larger. rounding: "nearest", or "gptq", which lets the weights still to be rounded make good the error of
+    those before (Frantar et al. 2022, algorithm 1); scheme weight-only. steps: how many batches of one text the
+    moving averages of fully-quantized run over, the texts over and over. softmax: the scores that the softmax reads
+    are rounded, too; fully-quantized. layer_norms: which of their tensors are rounded: none, the outputs, or the
+    inputs as well; fully-quantized. layer_norm_smoothing: divide the inputs of layer norms by a factor a channel
+    before they are rounded; fully-quantized with layer_norms all.
     """
 
     name: ClassVar[str] = "quantize"
 
-    scheme: Literal["static", "dynamic"] = "static"
+    scheme: Literal["static", "dynamic", "fully-quantized", "llm-int8", "weight-only"] = "static"
+    granularity: Literal["token", "tensor"] = "token"
+    observer: Literal["minmax", "moving-average", "percentile", "mse"] = "minmax"
+    percentile: float = 99.99
+    momentum: float = 0.9
+    bits: int = 8
+    block_size: Literal[16, 32, 64, 128] = 32
+    weights: Literal["per-channel", "per-tensor"] = "per-channel"
+    clip: bool | None = None
     embeddings: bool = True
+    embedding_bits: Literal[8, 4] = 8
     skip: tuple[str, ...] = ()
     smooth: tuple[str, ...] = ()
     smooth_alpha: float = 0.5
+    bias_correction: bool = False
+    outliers: tuple[str, ...] = ()
+    outlier_threshold: float = 6.0
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    steps: int = 1000
+    softmax: bool = True
+    layer_norms: Literal["float", "outputs", "all"] = "outputs"
+    layer_norm_smoothing: bool = True
 
     def __post_init__(self) -> None:
-        if self.smooth and self.scheme != "static":
-            raise ValueError("smooth needs calibrated ranges: scheme: static")
-        if not 0 <= self.smooth_alpha <= 1:
-            raise ValueError(f"smooth_alpha should be between 0 and 1, not {self.smooth_alpha}")
+        check_options(self)
 
     def requires_texts(self) -> None:
-        if self.scheme == "static":
+        if needed := self._needs_texts():
             raise DataError(
-                "static quantization needs calibration texts",
-                "give data.calibrate in the recipe, or scheme: dynamic",
+                f"{needed[0]} needs calibration texts", f"give data.calibrate in the recipe, or {needed[1]}"
             )
 
     def requires(self, state: ModelState) -> None:
+        from edgec.passes.layers import candidates, path_of
+
         if state.quantization is not None:
             raise UserError(
                 "the model is quantized already",
                 "keep one quantize pass in the recipe, or start from the float model",
             )
-        paths = [path for part in state.parts.values() for path, module in part.named_modules() if _has_weights(module)]
+        paths = [path_of(key) for key in candidates(state)]
+        # Full quantization has points inside attention and layer norms, too.
+        named = [path for part in state.parts.values() for path, _ in part.named_modules()]
         for pattern in self.skip:
-            if not fnmatch.filter(paths, pattern):
+            if not fnmatch.filter(named if self.scheme == "fully-quantized" else paths, pattern):
                 raise UserError(f"no layer matches skip: {pattern}", f"module paths look like {paths[-1]}")
 
     def apply(self, state: ModelState, ctx: PassContext) -> PassResult:
-        from torch import nn
+        from edgec.passes.calibrate import observe_inputs, require_range, with_ranges
+        from edgec.passes.layers import candidates, is_table
+        from edgec.passes.smoothing import factors_of
 
-        from edgec.passes.observe import observe
-
-        if not ctx.texts:
-            self.requires_texts()
-        # Without texts one dummy row tells which layers take part in the task.
-        texts = ctx.texts if self.scheme == "static" else ("calibration",)
-        observed = observe(state, texts, ctx)
-        layers: dict[str, LayerQuantization] = {}
-        left_alone: dict[str, str] = {}
-        for part_name, part in state.parts.items():
-            for path, module in part.named_modules():
-                key = f"{part_name}:{path}"
-                if not _has_weights(module):
-                    continue
-                reason = self._keep_in_float(path, module, key in observed, state)
-                if reason:
-                    left_alone[key] = reason
-                elif isinstance(module, nn.Embedding):
-                    layers[key] = LayerQuantization("embedding", "weight-only")
-                elif self.scheme == "dynamic":
-                    layers[key] = LayerQuantization("linear", "dynamic-tensor")
-                else:
-                    layers[key] = LayerQuantization("linear", input_range=observed[key].range())
-        smoothed = self._smooth(state, layers, observed)
-        report = {
+        texts, make = self._texts(ctx), self._observer()
+        seen, observers = observe_inputs(state, texts, ctx, make)
+        modules = candidates(state)
+        left_alone = self._left_alone(state, modules, seen)
+        tables = [key for key in modules if key not in left_alone and is_table(modules[key])]
+        matrices = [key for key in modules if key not in left_alone and key not in tables]
+        for key in matrices:
+            require_range(key, seen[key].range())
+        smoothed = _named(matrices, "smooth", self.smooth)
+        split = _named([*matrices, *left_alone], "outliers", self.outliers)
+        factors = factors_of(state, smoothed, seen, self.smooth_alpha)
+        layers = {
+            **{key: self._table() for key in tables},
+            **{key: self._matrix(key, seen[key], factors.get(key)) for key in matrices},
+        }
+        layers = with_ranges(state, layers, seen, observers, texts, ctx, make)
+        report: dict[str, Any] = {
             "scheme": self.scheme,
             "quantized": len(layers),
             "smoothed": len(smoothed),
-            "calibration_texts": len(ctx.texts) if self.scheme == "static" else 0,
+            "calibration_texts": len(texts) if self._needs_texts() else 0,
             "left_alone": left_alone,
         }
-        quantization = Quantization(self.scheme, {**layers, **smoothed}, len(state.history))
-        return PassResult(dataclasses.replace(state, quantization=quantization), report)
+        if self.scheme == "static":
+            report["observer"] = self.observer
+        if split or self.scheme == "llm-int8":
+            report["outliers"] = {key: len(layers[key].outliers) for key in split or matrices if key in layers}
+        decision = Quantization(self.scheme, layers, len(state.history))
+        decision = self._refined(state, decision, seen, texts, ctx, report)
+        return PassResult(dataclasses.replace(state, quantization=decision), report)
 
     def ensures(self, before: ModelState, after: ModelState) -> None:
+        from edgec.passes.calibrate import require_range
+
         quantization = after.quantization
         if quantization is None or not quantization.layers:
             raise PassError("quantize left every layer in float", "look at its `skip` patterns")
-        for path, layer in quantization.layers.items():
-            if layer.kind != "linear" or self.scheme == "dynamic":
-                continue
-            low, high = layer.input_range or (math.nan, math.nan)
-            if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-                raise PassError(
-                    f"the inputs of {path} span [{low}, {high}], which is no range",
-                    "the model gives infinite or undefined values on the calibration texts: check its weights",
-                )
+        for key, layer in quantization.layers.items():
+            if layer.scheme == "static":
+                require_range(key, layer.input_range)
+        for key, point in quantization.points.items():
+            for found in point.ranges.values():
+                require_range(key, found)
 
-    def _smooth(
-        self, state: ModelState, layers: dict[str, LayerQuantization], observed: dict[str, Inputs]
-    ) -> dict[str, LayerQuantization]:
-        """The layers that match `smooth`, with their factors. Layers that read the same tensor share them."""
-        chosen = [
-            key
-            for key, layer in layers.items()
-            if layer.kind == "linear" and any(fnmatch.fnmatch(key.partition(":")[2], p) for p in self.smooth)
-        ]
-        if self.smooth and not chosen:
-            raise UserError(
-                f"no quantized layer matches smooth: {', '.join(self.smooth)}",
-                f"module paths look like {next(iter(layers)).partition(':')[2]}",
-            )
-        groups: dict[bytes, list[str]] = {}
-        for key in chosen:
-            # Layers whose inputs had the same extremes in every channel on all texts read the same tensor.
-            groups.setdefault(observed[key].low.tobytes() + observed[key].high.tobytes(), []).append(key)
-        smoothed: dict[str, LayerQuantization] = {}
-        for keys in groups.values():
-            weights = [_module(state, key).weight.detach().abs().amax(dim=0).numpy() for key in keys]
-            inputs = observed[keys[0]]
-            factors = smoothing_factors(inputs.magnitude(), np.max(weights, axis=0), self.smooth_alpha)
-            for key in keys:
-                smoothed[key] = LayerQuantization(
-                    "linear", input_range=inputs.range(factors), smoothing=tuple(map(float, factors))
-                )
-        return smoothed
+    def _needs_texts(self) -> tuple[str, str] | None:
+        """What of these options has to be calibrated, and what to choose instead."""
+        if self.scheme in ("static", "llm-int8", "fully-quantized"):
+            return f"{self.scheme.replace('fully-quantized', 'full')} quantization", "scheme: dynamic"
+        if self.smooth:
+            return "the option smooth", "leave it out"
+        if self.bias_correction:
+            return "the option bias_correction", "leave it out"
+        return ("rounding: gptq", "rounding: nearest") if self.rounding == "gptq" else None
 
-    def _keep_in_float(self, path: str, module: nn.Module, used: bool, state: ModelState) -> str | None:
-        """Why a layer is left alone, or None."""
-        from torch import nn
+    def _texts(self, ctx: PassContext) -> tuple[Any, ...]:
+        """What to observe. Where nothing is calibrated, one dummy tells which layers take part in the task."""
+        if not self._needs_texts():
+            return ("calibration",)
+        if not ctx.texts:
+            self.requires_texts()
+        return ctx.texts[: self.steps] if self.scheme == "fully-quantized" else ctx.texts
 
-        if any(fnmatch.fnmatch(path, pattern) for pattern in self.skip):
-            return "named by the option skip"
-        if isinstance(module, nn.Embedding):
-            if not self.embeddings:
-                return "the option embeddings is off"
-            if module.num_embeddings < len(state.tokenizer):
-                return "a small table (positions or types): nothing to gain"
-            return None if used else "not used by this task"
-        assert isinstance(module, nn.Linear)
-        if not used:
-            return "not used by this task"
-        if module.out_features < SMALL_HEAD and module.out_features < module.in_features:
-            return f"a task head of {module.out_features} outputs: next to no work, and its error is the answer's"
+    def _observer(self) -> MakeObserver | None:
+        """What makes an observer of a layer's inputs; None where their extremes are all that is asked."""
+        from edgec.passes.observe import Averaged, FromHistogram
+
+        if self.scheme == "fully-quantized":
+            return lambda: Averaged(self.momentum, self.steps)
+        if self.observer == "moving-average":
+            return lambda: Averaged(self.momentum)
+        if self.observer == "percentile":
+            return lambda: FromHistogram(lambda histogram: percentile_range(histogram, self.percentile))
+        if self.observer == "mse":
+            return lambda: FromHistogram(lambda histogram: least_squares_range(histogram, self.bits))
         return None
 
+    def _left_alone(
+        self, state: ModelState, modules: Mapping[str, Any], seen: Mapping[str, Extremes]
+    ) -> dict[str, str]:
+        """The matrices and tables that stay in float, with the reason."""
+        from edgec.passes.layers import is_table, kept_in_float, matching
 
-def smoothing_factors(
-    activations: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], alpha: float
-) -> npt.NDArray[np.float32]:
-    """SmoothQuant's factor of each input channel: max|x|^alpha / max|w|^(1 - alpha) (Xiao et al. 2023, equation 4).
+        skipped, vocabulary = matching(modules, self.skip), len(state.tokenizer)
+        left: dict[str, str] = {}
+        for key, module in modules.items():
+            inputs = seen[key]
+            reason = kept_in_float(
+                module, vocabulary=vocabulary, skipped=key in skipped, used=inputs.used, embeddings=self.embeddings
+            )
+            if reason is None and not is_table(module) and len(self._outliers(key, inputs)) == module.in_features:
+                reason = "all its input channels are outliers"
+            if reason is not None:
+                left[key] = reason
+        return left
 
-    activations, weights: the largest magnitude of each input channel, (channels,). A channel that is always zero in
-    either gets 1.
-    """
-    live = (activations > 0) & (weights > 0)
-    x, w = np.where(live, activations, 1), np.where(live, weights, 1)
-    return np.where(live, x**alpha / w ** (1 - alpha), 1).astype(np.float32)
+    def _table(self) -> LayerQuantization:
+        return LayerQuantization("embedding", "weight-only", bits=self.embedding_bits, block_size=self.block_size)
+
+    def _matrix(self, key: str, inputs: Extremes, factors: npt.NDArray[np.float32] | None) -> LayerQuantization:
+        """Without the range of its inputs, and before its bias is corrected."""
+        scheme = {"dynamic": f"dynamic-{self.granularity}", "fully-quantized": "static"}.get(self.scheme, self.scheme)
+        return LayerQuantization(
+            "linear",
+            scheme,
+            bits=self.bits,
+            block_size=self.block_size,
+            per_tensor=self.weights == "per-tensor",
+            clip=self.scheme != "fully-quantized" if self.clip is None else self.clip,
+            smoothing=None if factors is None else tuple(map(float, factors)),
+            outliers=self._outliers(key, inputs),
+        )
+
+    def _outliers(self, key: str, inputs: Extremes) -> tuple[int, ...]:
+        """The input channels of a matrix that stay in float (Dettmers et al. 2022, section 3.2)."""
+        from edgec.passes.layers import matching
+
+        if self.scheme != "llm-int8" and not matching([key], self.outliers):
+            return ()
+        return tuple(map(int, np.flatnonzero(inputs.magnitude() > self.outlier_threshold)))
+
+    def _refined(
+        self,
+        state: ModelState,
+        decision: Quantization,
+        seen: Mapping[str, Extremes],
+        texts: tuple[Any, ...],
+        ctx: PassContext,
+        report: dict[str, Any],
+    ) -> Quantization:
+        """`decision` with what follows from it: weights rounded by GPTQ, biases, the points of full quantization."""
+        if self.rounding == "gptq":
+            from edgec.passes.gptq import round_layers
+
+            tensors, report["rounding_errors"] = round_layers(state, decision.layers, seen, texts, ctx)
+            decision = dataclasses.replace(decision, tensors=tensors)
+        if self.bias_correction:
+            from edgec.passes.bias_correction import bias_corrected
+
+            corrected = bias_corrected(state, decision, texts, ctx)
+            decision = dataclasses.replace(decision, layers={**decision.layers, **corrected})
+            report["bias_corrected"] = len(corrected)
+        if self.scheme == "fully-quantized":
+            from edgec.passes.layers import matching
+            from edgec.passes.points import observe_points
+
+            points, left_alone = observe_points(
+                state,
+                texts,
+                ctx,
+                bits=self.bits,
+                softmax=self.softmax,
+                layer_norms=self.layer_norms,
+                layer_norm_smoothing=self.layer_norm_smoothing,
+                momentum=self.momentum,
+                steps=self.steps,
+            )
+            skipped = matching(points, self.skip)
+            points = {key: point for key, point in points.items() if key not in skipped}
+            decision = dataclasses.replace(decision, points=points)
+            report["left_alone"] |= left_alone | dict.fromkeys(skipped, "named by the option skip")
+            report["points"] = len(points)
+        return decision
 
 
-def _has_weights(module: nn.Module) -> bool:
-    """Whether it is a matrix or a table, which are all that is ever quantized."""
-    from torch import nn
+def _named(keys: Sequence[str], option: str, patterns: Sequence[str]) -> list[str]:
+    """Those of the layers `keys` that an option names. Raises UserError for a pattern that matches none."""
+    from edgec.passes.layers import matching, path_of
 
-    return isinstance(module, nn.Linear | nn.Embedding)
-
-
-def _module(state: ModelState, key: str) -> Any:
-    part, _, path = key.partition(":")
-    return state.parts[part].get_submodule(path)
+    for pattern in patterns:
+        if not matching(keys, [pattern]):
+            example = f"module paths look like {path_of(keys[0])}" if keys else "every layer is left in float"
+            raise UserError(f"no quantized layer matches {option}: {pattern}", example)
+    return matching(keys, patterns)

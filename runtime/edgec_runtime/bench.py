@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=_size, default=20, metavar="N", help="how often the bundles take turns (20)")
     parser.add_argument("--text-file", type=Path, metavar="FILE", help="texts for the end-to-end figures, one a line")
     parser.add_argument("--cold-start", action="store_true", help="time fresh processes up to their first answer")
+    parser.add_argument("--shapes-only", action="store_true", help="neither texts nor fresh processes, only shapes")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - is stdout")
 
 
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         rounds=options.rounds,
         texts=texts,
         cold_start=options.cold_start,
+        shapes_only=options.shapes_only,
         tell=once_a_second(lambda line: print_line(sys.stderr, line)),
     )
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
@@ -75,12 +77,14 @@ def bench(
     rounds: int = 20,
     texts: Sequence[str] | None = None,
     cold_start: bool = False,
+    shapes_only: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure bundles side by side; the report is the JSON that docs/bench.md describes.
 
     threads: None is 1 for the figures from ids to output, and all usable CPUs for those from texts to
-    answers. texts: for the latter; None takes the bundle's own golden requests. tell: gets lines about the
+    answers. texts: for the latter; None takes the bundle's own golden requests. shapes_only: leave out texts and fresh
+    processes, so that load time and memory are None. tell: gets lines about the
     progress. Raises BundleError where a bundle cannot be run.
     """
     # Before anything of ours runs: the load should be that of the others.
@@ -90,8 +94,12 @@ def bench(
     contenders = [measure.Contender.open(path, shape_threads, warnings) for path in bundles]
     lengths = _lengths(tokens, contenders, warnings)
     shapes = [measure.shape(contenders, rows, length, rounds, tell, warnings) for rows in batch for length in lengths]
-    schedules = measure.schedules(contenders, texts, text_threads, rounds, tell, warnings)
-    fresh, imports_ms = measure.fresh_processes(contenders, shape_threads, rounds, cold_start, tell, warnings)
+    schedules: list[dict[str, Any]] = [{} for _ in contenders]
+    fresh: list[dict[str, Any]] = [dict.fromkeys(measure.FRESH_FIGURES) for _ in contenders]
+    imports_ms: float | None = None
+    if not shapes_only:
+        schedules = measure.schedules(contenders, texts, text_threads, rounds, tell, warnings)
+        fresh, imports_ms = measure.fresh_processes(contenders, shape_threads, rounds, cold_start, tell, warnings)
     return {
         "schema": SCHEMA,
         "machine": facts,
@@ -154,7 +162,7 @@ def plain_table(report: dict[str, Any]) -> str:
             lines.append(f"{title:<{width}}{_row(size, shape)}")
         for schedule, found in one["schedules"].items():
             lines.append(f"{title:<{width}}{_row(schedule, found)}")
-        facts = [f"{one['bytes'] / 1e6:.1f} MB", f"load {one['load_ms']:.0f} ms"]
+        facts = [f"{one['bytes'] / 1e6:.1f} MB", *([] if one["load_ms"] is None else [f"load {one['load_ms']:.0f} ms"])]
         if one["peak_memory_mb"] is not None:
             facts.append(f"peak memory {one['peak_memory_mb']:.0f} MiB")
         if one["cold_start_ms"] is not None:

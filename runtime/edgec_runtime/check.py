@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from . import golden, integrity
+from . import cpu, golden, integrity
 from .errors import CheckFailed
 from .loading import load
 from .manifest import Golden
@@ -19,6 +19,12 @@ from .notices import TruncationWarning
 from .tasks.base import TextModel, split
 
 _WORST: Final = float(np.finfo(np.float32).max)  # stands for "not comparable": a NaN, or another shape
+# How a CPU adds 8-bit products: the keys of Golden.spread.
+_ADDS: Final = {
+    "vnni": "this CPU has VNNI, whose sums of 8-bit products are exact",
+    "avx2": "this CPU has no VNNI, and its sums of 8-bit products saturate at 16 bits",
+    "arm64": "this is an arm64 CPU",
+}
 _SCORE: Final = 1e-4  # post-processing starts from stored outputs: only exp and sums may round differently
 
 
@@ -130,11 +136,31 @@ def _failure(results: list[RequestResult], worst: RequestResult, limits: Golden)
             else f"off by {worst.max_abs:.3g} (limit {limits.max_abs:.3g}), "
             f"cosine {worst.min_cosine:.6f} (limit {limits.min_cosine:.6f})"
         )
-        return f"output {worst.worst_output!r} of request {worst.index} is {what}"
+        return f"output {worst.worst_output!r} of request {worst.index} is {what}{_expected(limits)}"
     for result in results:
         if not result.answer_equal:
             return f"request {result.index}: post-processing makes another answer of the same outputs"
     return None
+
+
+def _expected(limits: Golden) -> str:
+    """Whether that was to be expected of this kind of CPU, by what its emulation gave at export."""
+    kind = _kind()
+    told = limits.spread.get(kind or "")
+    if kind is None or told is None:
+        return ""
+    emulated = f"{_ADDS[kind]}: emulated at export, it was off by {told['max_abs']:.3g}"
+    if told["max_abs"] > limits.max_abs or told["min_cosine"] < limits.min_cosine:
+        return f". That was to be expected: {emulated}"
+    return f". That was not to be expected: {emulated}"
+
+
+def _kind() -> str | None:
+    machine = cpu.architecture()
+    if machine != "x86_64":
+        return "arm64" if machine == "aarch64" else None
+    has = {cpu.feature(name) for name in cpu.features() or ()}
+    return "vnni" if "vnni" in has else "avx2" if "avx2" in has else None
 
 
 def _same_answer(model: TextModel, vectors: golden.GoldenVectors, i: int) -> bool:

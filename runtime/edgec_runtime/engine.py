@@ -32,8 +32,8 @@ class OnnxRuntimeEngine:
 
     model: the path of the ONNX file, or its bytes. The runtime gives the path: from bytes, onnxruntime holds
     the file twice at the peak (111 MB instead of 88 MB for a 23 MB model). threads: how many one `run` may
-    use. name: the part, for errors. options: to start from, such as with the profiler on. Raises OperatorRefused
-    or EngineFailed.
+    use. name: the part, for errors. options: to start from, such as with the profiler on. optimize: let
+    onnxruntime's optimizer change the graph. Raises OperatorRefused or EngineFailed.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class OnnxRuntimeEngine:
         threads: int = 1,
         name: str = "model",
         options: ort.SessionOptions | None = None,
+        optimize: bool = False,
     ) -> None:
         options = options or ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -50,7 +51,8 @@ class OnnxRuntimeEngine:
         # A bundle's graph is in its final form: what was verified is what runs, whatever the optimizer of the next
         # onnxruntime would make of it (one that fuses Add and LayerNormalization costs 14 % in float), and the session
         # opens sooner.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4  # failures come back as exceptions; stderr is the caller's
         # Never guess from the file's name or first bytes: what was scanned as ONNX is read as ONNX.
         options.add_session_config_entry("session.load_model_format", "ONNX")

@@ -67,7 +67,9 @@ def assemble(
     stamps = verification.result()
     model = check_graph(folder, manifest, part)
     threads = threads or cpu.usable_cpus()
-    engine = OnnxRuntimeEngine(model, threads=1 if chosen == "streams" else threads, name=part.name)
+    engine = OnnxRuntimeEngine(
+        model, threads=1 if chosen == "streams" else threads, name=part.name, optimize=part.optimize_at_load
+    )
     # What was read above is what was verified, unless somebody put another file in its place in between.
     for stamp in stamps:
         stamp.require_unchanged()

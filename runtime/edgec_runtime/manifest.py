@@ -38,13 +38,19 @@ class TensorInfo(Record):
 
 
 class Part(Record):
-    """One graph of the model. `precision` is "int8" or "fp32"."""
+    """One graph of the model. `precision` is "int8" or "fp32".
+
+    forms: which of several equal forms its operators have, "attention": "packed" (docs/costs.md). optimize_at_load:
+    let onnxruntime's own optimizer change the graph; bundles ship in their final form and do not.
+    """
 
     name: str
     file: str
     precision: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    forms: dict[str, str] = field(default_factory=dict)
+    optimize_at_load: bool = False
 
 
 class FileInfo(Record):
@@ -117,12 +123,14 @@ class Golden(Record):
     """Golden vectors, and how far a device may be from them.
 
     max_abs: largest absolute difference of any graph output. min_cosine: smallest cosine similarity between an
-    expected and a computed output row.
+    expected and a computed output row. spread: by kind of CPU ("vnni", "avx2", "arm64"), what emulating its 8-bit
+    products gave at export: max_abs, min_cosine and mean_cosine over the requests.
     """
 
     file: str
     max_abs: float
     min_cosine: float
+    spread: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class PassRecord(Record):
@@ -133,14 +141,29 @@ class PassRecord(Record):
     report: dict[str, Any]
 
 
+class GroupQuality(Record):
+    """What compression cost the texts of one group, `n` of them; as in Quality."""
+
+    before: float
+    after: float
+    drop: float
+    n: int
+
+
 class Quality(Record):
-    """What compression cost. metric: "cosine" (mean against the float model) or the metric of `data.evaluate`."""
+    """What compression cost. metric: "cosine" (mean against the float model) or the metric of `data.evaluate`.
+
+    before, after: over all `n` texts. groups: by the values of `data.evaluate.group_column`; group names the worst of
+    them, whose drop then is `drop`. Without a column there are no groups, and drop is that over all texts.
+    """
 
     metric: str
     before: float
     after: float
     drop: float
     n: int
+    group: str = ""
+    groups: dict[str, GroupQuality] = field(default_factory=dict)
 
 
 class Source(Record):
@@ -182,8 +205,7 @@ class Manifest(Record):
 
     def sealed(self) -> Manifest:
         """The same manifest with its digest filled in."""
-        empty = dataclasses.replace(self, digest="")
-        return dataclasses.replace(empty, digest=hashlib.sha256(_canonical(empty).encode()).hexdigest())
+        return dataclasses.replace(self, digest=_digest(dataclasses.asdict(self)))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -191,7 +213,7 @@ class Manifest(Record):
 
     def to_text(self) -> str:
         """The canonical text of manifest.json. Seal first."""
-        return _canonical(self)
+        return _text(dataclasses.asdict(self))
 
     def part(self, name: str) -> Part:
         for part in self.parts:
@@ -228,13 +250,28 @@ def parse(text: str, where: str) -> Manifest:
     assert isinstance(manifest, Manifest)
     if manifest.task not in TASKS:
         raise ManifestInvalid(f"{where}: unknown task {manifest.task!r}; known are {', '.join(TASKS)}", again)
-    if manifest.sealed().digest != manifest.digest or manifest.to_text() != text:
+    # Fields that came to the format after a bundle was written are not in its text, and take no part in its digest.
+    written = _written(dataclasses.asdict(manifest), data)
+    if _digest(written) != manifest.digest or _text(written) != text:
         raise ManifestInvalid(f"{where} was changed after it was written (its digest does not fit)", again)
     return manifest
 
 
-def _canonical(manifest: Manifest) -> str:
-    return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def _text(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(_text({**values, "digest": ""}).encode()).hexdigest()
+
+
+def _written(values: Any, data: Any) -> Any:
+    """`values` of a manifest without the keys that `data`, which it was read from, does not have."""
+    if isinstance(values, dict) and isinstance(data, dict):
+        return {key: _written(value, data[key]) for key, value in values.items() if key in data}
+    if isinstance(values, list | tuple) and isinstance(data, list):
+        return [_written(value, item) for value, item in zip(values, data, strict=True)]
+    return values
 
 
 def _build(kind: type[Any], data: Any, where: str, key: str) -> Any:

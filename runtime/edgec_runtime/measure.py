@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,9 @@ class Contender:
         warnings.extend(f"{model.manifest.name}: {one.message}" for one in caught)
         runner, engine = model.runner, model.runner.engine
         if runner.schedule != "batches" and threads > 1:  # a bundle that never runs in batches
-            engine = OnnxRuntimeEngine(path / runner.part.file, threads=threads, name=runner.part.name)
+            engine = OnnxRuntimeEngine(
+                path / runner.part.file, threads=threads, name=runner.part.name, optimize=runner.part.optimize_at_load
+            )
         vocabulary = model.encoder.tokenizer.get_vocab_size()
         return cls(path.resolve(), model.manifest, runner.part, engine, vocabulary)
 
@@ -143,6 +145,9 @@ def _requests(one: Contender, texts: Sequence[str] | None) -> list[Any]:
             "leave --text-file out; the golden requests are timed then",
         )
     return list(texts)
+
+
+FRESH_FIGURES: Final = ("load_ms", "peak_memory_mb", "cold_start_ms", "cold_start_ratio")
 
 
 def fresh_processes(

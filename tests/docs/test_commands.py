@@ -46,6 +46,6 @@ def test_whole_commands_parse(page: Path) -> None:
             command.make_context(command.name, arguments)
 
 
-@pytest.mark.parametrize("line", ["edgec bench BUNDLE --onn local", "edgec verify BUNDLE --as arm64"])
+@pytest.mark.parametrize("line", ["edgec bench BUNDLE --onn local", "edgec verify BUNDLE --under arm64"])
 def test_a_stale_option_would_be_found(line: str) -> None:
     assert unknown_options(line) != set()

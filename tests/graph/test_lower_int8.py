@@ -1,8 +1,9 @@
-"""The int8 graph of a tiny BERT, its products computed again in numpy, and the forms that a linear layer comes in."""
+"""The int8 graph of a tiny BERT, its products computed again in numpy, and tables of tokens."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from tiny_models import SENTENCES
 from edgec.errors import PassError
 from edgec.exporter import Exporter
 from edgec.graph.lower_int8 import lower_int8
-from edgec.numerics.weights import quantize_per_channel, quantize_rows
+from edgec.graph.store import open_graph
+from edgec.numerics.weights import quantize_linear, quantize_row_blocks, quantize_rows
 from edgec.passes import Quantize, run_pass
 from edgec.state import LayerQuantization, ModelState, PassContext, Quantization
 from edgec.target import Target, load_target
 
 QKV = [f"model.encoder.layer.{i}.attention.self.{name}" for i in (0, 1) for name in ("query", "key", "value")]
 IDS = np.random.default_rng(0).integers(5, 100, (3, 12), dtype=np.int32)
+RNG = np.random.default_rng(4)
 FEED = {"input_ids": IDS, "attention_mask": np.ones_like(IDS)}
 
 
@@ -132,7 +135,7 @@ def test_weights_are_those_of_the_model(static: ir.Model, exporter: Exporter) ->
         module = part.get_submodule(module_of(node))
         weight = module.weight.detach().numpy().T
         quantized, scale = constant(node.inputs[1]), constant(node.inputs[3])
-        expected, expected_scale = quantize_per_channel(weight)
+        expected, expected_scale = quantize_linear(weight, LayerQuantization("linear"))
         np.testing.assert_array_equal(quantized, expected)
         np.testing.assert_array_equal(scale, expected_scale)
         np.testing.assert_array_equal(constant(node.inputs[6]), module.bias.detach().numpy())
@@ -231,119 +234,41 @@ def test_the_traced_graph_is_left_as_it_is(
     assert serialized(exporter.traced) == before
 
 
-# The forms of a linear layer, one by one.
-
-HEADER = '<ir_version: 10, opset_import: ["" : 18]>\ng (float[n, 6] x) => (float[n, k] out)'
-FORMS = {
-    "bias on the right": "product = MatMul(x, weight)\n out = Add(product, bias)",
-    "bias on the left": "product = MatMul(x, weight)\n out = Add(bias, product)",
-    "no bias": "out = MatMul(x, weight)",
-    "Gemm": "out = Gemm(x, weight, bias)",
-    "transposed Gemm": "out = Gemm <transB = 1> (x, transposed, bias)",
-    "Gemm without bias": "out = Gemm(x, weight)",
-    "transposed Gemm without bias": "out = Gemm <transB = 1> (x, transposed)",
-    "transposed in the graph": "w = Transpose <perm = [1, 0]> (transposed)\n out = MatMul(x, w)",
-    "transposed in the graph, a bias": (
-        "w = Transpose(transposed)\n product = MatMul(x, w)\n out = Add(product, bias)"
-    ),
-    "not transposed at all": "w = Transpose <perm = [0, 1]> (weight)\n out = MatMul(x, w)",
-    "a matrix is no bias": "product = MatMul(x, weight)\n out = Add(product, matrix)",
-    "a number is no bias": "product = MatMul(x, weight)\n out = Add(product, number)",
-}
-WITH_BIAS = {"bias on the right", "bias on the left", "Gemm", "transposed Gemm", "transposed in the graph, a bias"}
-RNG = np.random.default_rng(4)
-CONSTANTS = {
-    "weight": RNG.standard_normal((6, 5)).astype(np.float32),
-    "bias": RNG.standard_normal(5).astype(np.float32),
-    "number": np.array([3.0], np.float32),
-    "matrix": RNG.standard_normal((1, 5)).astype(np.float32),
-}
-CONSTANTS["transposed"] = CONSTANTS["weight"].T.copy()
-
-
-def _graph(body: str, layers: dict[str, str] | None = None) -> ir.Model:
-    used = {name: value for name, value in CONSTANTS.items() if name in body}
-    return parse(f"{HEADER} {{\n {body}\n}}", used, layers or {"product": "one", "out": "one"})
-
-
-@pytest.mark.parametrize("scheme", ["static", "dynamic"])
-@pytest.mark.parametrize("form", FORMS)
-def test_forms_of_a_linear_layer(form: str, scheme: str, here: Target) -> None:
-    model = _graph(FORMS[form])
-    x = RNG.uniform(-2, 2, (7, 6)).astype(np.float32)
-    layer = LayerQuantization(
-        "linear",
-        "dynamic-tensor" if scheme == "dynamic" else "static",
-        input_range=(-2.0, 2.0) if scheme == "static" else None,
-    )
-    lowered = lower_int8(model, Quantization(scheme, {"one": layer}), here)
-    (product,) = of_type(lowered, "MatMulIntegerToFloat")
-    assert constant(product.inputs[1]).shape == (6, 5)
-    assert (len(product.inputs) > 6 and product.inputs[6] is not None) == (form in WITH_BIAS)
-    assert not {"weight", "transposed"} & set(lowered.graph.initializers)
-    (name,) = (output.name for output in model.graph.outputs)
-    expected = values_inside(model, [str(name)], {"x": x})[str(name)]
-    got = values_inside(lowered, ["out"], {"x": x})["out"]
-    np.testing.assert_allclose(got, expected, atol=0.15)
-    assert np.abs(got - expected).max() > 1e-4  # it is the int8 product that ran
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "out = Gemm <alpha = 0.5> (x, weight, bias)",
-        "out = Gemm <beta = 2.0> (x, weight, bias)",
-        "out = Gemm(x, weight, number)",  # the kernel wants one for each channel
-        "out = Relu(x)",
-        # Of the two places of this layer the second has no int8 form.
-        "product = MatMul(x, weight)\n half = Gemm <alpha = 0.5> (x, weight, bias)\n out = Add(product, half)",
-    ],
-)
-def test_forms_that_are_not_a_linear_layer(body: str, here: Target) -> None:
-    with pytest.raises(PassError, match="the first is one"):
-        layers = {"product": "one", "half": "one", "out": "one"}
-        lower_int8(
-            _graph(body, layers),
-            Quantization("static", {"one": LayerQuantization("linear", input_range=(0.0, 1.0))}),
-            here,
-        )
-
-
-def test_a_layer_that_runs_twice_stores_its_weights_once(here: Target) -> None:
-    body = "a = MatMul(x, weight)\n b = Neg(x)\n c = MatMul(b, weight)\n d = Add(c, bias)\n out = Add(a, d)"
-    model = _graph(body, {"a": "one", "c": "one", "d": "one"})
-    lowered = lower_int8(
-        model, Quantization("static", {"one": LayerQuantization("linear", input_range=(-2.0, 2.0))}), here
-    )
-    first, second = of_type(lowered, "MatMulIntegerToFloat")
-    assert first.inputs[1] is second.inputs[1] and first.inputs[3] is second.inputs[3]
-    assert not of_type(lowered, "MatMul")
-    assert "weight" not in lowered.graph.initializers
-    x = RNG.uniform(-2, 2, (7, 6)).astype(np.float32)
-    expected = values_inside(model, ["out"], {"x": x})["out"]
-    np.testing.assert_allclose(values_inside(lowered, ["out"], {"x": x})["out"], expected, atol=0.2)
-
-
-def test_a_table_that_is_read_twice_is_stored_once(here: Target) -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_table_that_is_read_twice_is_stored_once(bits: int, here: Target) -> None:
     text = """<ir_version: 10, opset_import: ["" : 18]>
-    g (int64[n] ids, int64[n] more) => (float[n, 6] out) {
+    g (int64[n] ids, int64[n] more) => (float[n, 23] out) {
         one = Gather <axis = 0> (table, ids)
         two = Gather <axis = 0> (table, more)
         out = Add(one, two)
     }"""
-    table = RNG.standard_normal((9, 6)).astype(np.float32)
+    table = RNG.standard_normal((9, 23)).astype(np.float32)
     model = parse(text, {"table": table}, {"one": "words", "two": "words"})
-    lowered = lower_int8(model, Quantization("static", {"words": LayerQuantization("embedding", "weight-only")}), here)
-    assert sorted(lowered.graph.initializers) == ["words.weight_int8", "words.weight_scale"]
+    layers = {"words": LayerQuantization("embedding", "weight-only", bits=bits, block_size=16)}
+    lowered = lower_int8(model, Quantization("static", layers), here)
+    assert sorted(lowered.graph.initializers) == [f"words.weight_int{bits}", "words.weight_scale"]
+    # 4 bits: 9 x 12 bytes and two scales a row; 8 bits: 9 x 23 and one.
+    stored = sum(value.const_value.nbytes for value in lowered.graph.initializers.values() if value.const_value)
+    assert stored == {8: 9 * 23 + 9 * 4, 4: math.ceil(9 * 23 / 2) + 9 * 2 * 4}[bits]
     ids, more = np.arange(5), np.arange(4, 9)
     got = values_inside(lowered, ["out"], {"ids": ids, "more": more})["out"]
-    np.testing.assert_allclose(got, table[ids] + table[more], atol=np.abs(table).max() / 120)
-    quantized, scale = quantize_rows(table)
-    np.testing.assert_allclose(got, (quantized * scale)[ids] + (quantized * scale)[more], rtol=1e-6)
+    restored = _restored(table, bits)
+    np.testing.assert_allclose(got, restored[ids] + restored[more], rtol=1e-5, atol=1e-6)
+    assert np.abs(restored - table).max() < np.abs(table).max() * {8: 0.005, 4: 0.09}[bits]
 
 
-def test_a_table_that_is_the_output_layer_too(here: Target) -> None:
-    """Tied weights: rows with a scale a row where tokens are looked up, channels where they are predicted."""
+def _restored(table: np.ndarray, bits: int) -> np.ndarray:
+    if bits == 8:
+        quantized, scale = quantize_rows(table)
+        return quantized * scale
+    quantized, scale = quantize_row_blocks(table, 16)
+    return quantized * np.repeat(scale, 16, axis=1)[:, : table.shape[1]]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("scheme", ["static", "weight-only"])
+def test_a_table_that_is_the_output_layer_too(scheme: str, bits: int, here: Target) -> None:
+    """Tied weights: rows with scales of their own where tokens are looked up, channels where they are predicted."""
     text = """<ir_version: 10, opset_import: ["" : 18]>
     g (int64[n] ids) => (float[n, 9] out) {
         rows = Gather <axis = 0> (table, ids)
@@ -351,24 +276,57 @@ def test_a_table_that_is_the_output_layer_too(here: Target) -> None:
         product = MatMul(rows, columns)
         out = Add(product, shift)
     }"""
-    table, shift = (RNG.standard_normal(shape).astype(np.float32) for shape in ((9, 6), 9))
+    table, shift = (RNG.standard_normal(shape).astype(np.float32) for shape in ((9, 32), 9))
     model = parse(text, {"table": table, "shift": shift}, {"rows": "words", "product": "decoder", "out": "decoder"})
     layers = {
-        "words": LayerQuantization("embedding", "weight-only"),
-        "decoder": LayerQuantization("linear", input_range=(-4.0, 4.0)),
+        "words": LayerQuantization("embedding", "weight-only", bits=bits, block_size=16),
+        "decoder": LayerQuantization("linear", scheme, input_range=(-4.0, 4.0)),
     }
     lowered = lower_int8(model, Quantization("static", layers), here)
     assert "table" not in lowered.graph.initializers
-    quantized, scale = quantize_rows(table)
-    np.testing.assert_array_equal(constant(lowered.graph.initializers["words.weight_int8"]), quantized)
-    np.testing.assert_array_equal(constant(lowered.graph.initializers["words.weight_scale"]), scale)
-    assert constant(lowered.graph.initializers["decoder.weight_int8"]).shape == (6, 9)
+    assert len(of_type(lowered, "MatMulIntegerToFloat" if scheme == "static" else "MatMulNBits")) == 1
+    assert constant(lowered.graph.initializers[f"words.weight_int{bits}"]).shape == (9, 32)
     ids = np.arange(9)
     got = values_inside(lowered, ["out"], {"ids": ids})["out"]
-    np.testing.assert_allclose(got, table @ table.T + shift, atol=0.3)
-    # A table alone in int8 leaves the output layer as it is.
+    expected = _restored(table, bits) @ table.T + shift
+    assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.9995
+    np.testing.assert_allclose(got, expected, atol=0.7 if scheme == "static" else 0.1)
+    # A table alone leaves the output layer as it is.
     alone = lower_int8(model, Quantization("static", {"words": layers["words"]}), here)
-    assert len(of_type(alone, "MatMul")) == 1 and "words.weight_int8" in alone.graph.initializers
+    assert len(of_type(alone, "MatMul")) == 1 and f"words.weight_int{bits}" in alone.graph.initializers
+
+
+SCHEMES = (
+    LayerQuantization("linear", "dynamic-tensor"),
+    LayerQuantization("linear", "dynamic-token"),
+    LayerQuantization("linear", "llm-int8", outliers=(1, 17)),
+    LayerQuantization("linear", "weight-only"),
+    LayerQuantization("linear", "weight-only", bits=4, block_size=16),
+)
+OPERATORS = {"weight-only": "MatMulNBits"}
+
+
+def test_a_scheme_for_each_layer(exporter: Exporter, layers: dict[str, LayerQuantization], here: Target) -> None:
+    linear = sorted(path for path, layer in layers.items() if layer.kind == "linear")
+    static = [path for path in linear if path not in linear[: 2 * len(SCHEMES)]]
+    mixed = {path: SCHEMES[i % len(SCHEMES)] for i, path in enumerate(linear) if path not in static}
+    assert len(mixed) == 10 and len(static) == 2
+    model = lower_int8(exporter.traced, Quantization("mixed", {**layers, **mixed}), here)
+    products = [*of_type(model, "MatMulIntegerToFloat"), *of_type(model, "MatMulNBits")]
+    expected_types = {path: OPERATORS.get({**layers, **mixed}[path].scheme, "MatMulIntegerToFloat") for path in linear}
+    assert {module_of(node): node.op_type for node in products} == expected_types
+    # The float products that are left are those of outliers.
+    beside = {path for path, layer in mixed.items() if layer.outliers}
+    assert {module_of(node) for node in of_type(model, "MatMul")} == beside
+    (got,) = open_graph(model).run(FEED).values()
+    (expected,) = open_graph(exporter.float_graph).run(FEED).values()
+    cosine = (got * expected).sum(axis=-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert cosine.min() > 0.98
+
+
+def test_schemes_say_whether_a_batch_matters() -> None:
+    for layer in (*SCHEMES, LayerQuantization("linear", input_range=(0.0, 1.0))):
+        assert Quantization("x", {"one": layer}).batch_invariant == (layer.scheme != "dynamic-tensor")
 
 
 def test_a_bundle_written_from_it_names_no_folder(static: ir.Model, tmp_path: Path) -> None:

@@ -1,0 +1,20 @@
+"""What a bundle answers on other kinds of CPU, told without such a machine."""
+
+from __future__ import annotations
+
+from .graph import EmulatedEngine, Pairs, emulate
+from .kinds import KINDS, Kind, kind_of, kind_of_target
+from .spread import Spread, spread, verification
+
+__all__ = [
+    "KINDS",
+    "EmulatedEngine",
+    "Kind",
+    "Pairs",
+    "Spread",
+    "emulate",
+    "kind_of",
+    "kind_of_target",
+    "spread",
+    "verification",
+]

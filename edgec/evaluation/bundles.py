@@ -1,0 +1,74 @@
+"""What a bundle lost against its fp32 form, on the evaluation data of a recipe."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from edgec_runtime import load
+from edgec_runtime.manifest import GroupQuality, Quality
+from edgec_runtime.notices import BundleWarning
+
+from edgec.data.readers import Sample
+from edgec.errors import DataError
+from edgec.recipe import EvaluationData
+from edgec.state import Progress, no_progress
+
+from .quality import quality, with_groups
+from .score import Evaluation, evaluate
+
+
+def bundle_quality(
+    baseline: Path, folder: Path, data: EvaluationData, sample: Sample, *, progress: Progress = no_progress
+) -> Quality:
+    """By the labels of `data` where it has them, by the cosine against the bundle `baseline` where it has texts alone.
+
+    sample: the texts of `data`, with their groups where it names a group_column; the drop is then that of the worst
+    group. Raises DataError for the data, a group without enough rows for the metric among it, and what loading raises.
+    """
+    with warnings.catch_warnings():
+        # The bundle of another machine class answers here all the same; verify tells what it does there.
+        warnings.simplefilter("ignore", BundleWarning)
+        if data.label_column is not None:
+            before, after = (_score(path, data, progress) for path in (baseline, folder))
+            return _scored(before, after, data)
+        with load(baseline) as reference, load(folder) as candidate:
+            return quality(
+                reference,
+                candidate,
+                candidate.manifest.task,
+                sample.texts,
+                groups=sample.groups,
+                mask_token=candidate.manifest.postprocessing.mask_token or "",
+                progress=progress,
+            )
+
+
+def _score(folder: Path, data: EvaluationData, progress: Progress) -> Evaluation:
+    return evaluate(
+        folder,
+        data.path,
+        format=data.format,
+        text=data.text_column,
+        text_pair=data.text_pair_column,
+        label=data.label_column,
+        group_by=() if data.group_column is None else (data.group_column,),
+        rows=data.rows,
+        progress=progress,
+    )
+
+
+def _scored(before: Evaluation, after: Evaluation, data: EvaluationData) -> Quality:
+    metric: str = data.metric or next(iter(after.metrics))  # the first is the task's main one
+    groups = {}
+    for name, figures in after.groups.get(data.group_column or "", {}).items():
+        was, now = before.groups[data.group_column or ""][name][metric], figures[metric]
+        if was is None or now is None:
+            raise DataError(
+                f"{data.path}: the group {name!r} of {data.group_column} has no {metric}: {figures['n']} rows whose "
+                "scores or similarities are all equal",
+                "give the group more rows, or leave group_column out",
+            )
+        groups[name] = GroupQuality(was, now, was - now, int(figures["n"] or 0))
+    drop = before.metrics[metric] - after.metrics[metric]
+    return with_groups(Quality(metric, before.metrics[metric], after.metrics[metric], drop, after.n), groups)
