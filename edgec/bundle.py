@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 from edgec_runtime import golden, integrity
+from edgec_runtime.engine import Engine
 from edgec_runtime.loading import assemble
 from edgec_runtime.manifest import MANIFEST_FILE, FileInfo, Golden, Manifest, Quality
 from edgec_runtime.notices import BundleWarning
@@ -40,6 +41,7 @@ def write_bundle(
     graphs: Mapping[str, ir.Model],
     tokenizer: bytes,
     requests: Sequence[Any],
+    engine: Engine | None = None,
     license_text: str | None = None,
     force: bool = False,
 ) -> Manifest:
@@ -47,8 +49,8 @@ def write_bundle(
 
     manifest: all but files, golden vectors, versions and digest. graphs: by file name. tokenizer: the content of a
     tokenizer.json. requests: what the golden vectors are made of, raw texts in the form that the task takes; their
-    expected outputs are those of the written graphs, computed by the runtime. license_text: what the model's own
-    licence files say. Raises OutputExists, SystemFailure, and the BundleError of a graph that the runtime refuses.
+    expected outputs are those of the written graphs, computed by the runtime, or by `engine` where this CPU would
+    answer otherwise than the target's. license_text: what the model's own licence files say. Raises OutputExists, SystemFailure, and the BundleError of a graph that the runtime refuses.
     """
     with atomic_folder(out, force=force) as folder:
         for name, graph in graphs.items():
@@ -59,6 +61,7 @@ def write_bundle(
             warnings.simplefilter("ignore", BundleWarning)
             draft = dataclasses.replace(manifest, files=_listing(folder))
             with assemble(draft, folder, threads=1, verify=False) as model:
+                model.runner.engine = engine or model.runner.engine
                 vectors = golden.record(folder / GOLDEN_FILE, model, requests)
         int8 = any(part.precision == "int8" for part in manifest.parts)
         largest = max(float(np.abs(v).max()) for out_ in vectors.outputs for v in out_.values() if v.size)

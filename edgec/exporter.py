@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
+from edgec_runtime import cpu
 from edgec_runtime.manifest import Manifest, PassRecord, TargetInfo
 from edgec_runtime.notices import TruncationWarning
 
 from edgec.bundle import write_bundle
 from edgec.data.samples import SAMPLE_PAIR, SAMPLE_TEXTS
+from edgec.emulation import emulate, kind_of_target
 from edgec.graph.float_graph import prepare_float
+from edgec.graph.follow import Follower
 from edgec.graph.forms import DEFAULT_FORMS, Forms, apply_forms
 from edgec.graph.lower_int8 import lower_int8
 from edgec.graph.parity import (
     INT8_MIN_COSINE,
-    Answers,
+    Outputs,
     Parity,
+    ReferenceParity,
     float_parity,
     int8_parity,
-    probe_feeds,
     reference_parity,
     sample_feeds,
 )
@@ -43,6 +46,8 @@ from edgec.target import Target
 from edgec.task_rules import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgec_runtime.engine import Engine
 
     from edgec.data.readers import Text
@@ -92,15 +97,15 @@ class Exporter:
         if state.spec.task == "text-classification" and self.manifest.preprocessing.pairs:
             texts = (*texts, SAMPLE_PAIR)
         self.requests = requests_for(state.spec.task, texts, mask_token=str(state.tokenizer.mask_token or ""))
-        rows: dict[str, int] = {
-            "vocabulary": part.model.config.vocab_size,
-            "pad_id": self.manifest.preprocessing.pad_id,
-            "max_length": state.spec.max_length,
-            "seed": seed,
-        }
-        self.float_parity: Parity = float_parity(part, open_graph(self.float_graph).run, sample_feeds(part, **rows))
-        self.probes = probe_feeds(part, **rows)
-        self._references: dict[bool, Answers] = {}
+        feeds = sample_feeds(
+            part,
+            vocabulary=part.model.config.vocab_size,
+            pad_id=self.manifest.preprocessing.pad_id,
+            max_length=state.spec.max_length,
+            seed=seed,
+        )
+        self.float_parity: Parity = float_parity(part, open_graph(self.float_graph).run, feeds)
+        self._rounded: tuple[bool, Part] | None = None
 
     def write(
         self,
@@ -125,11 +130,12 @@ class Exporter:
         if quantization is not None:
             graph = self._lowered(quantization, target)
             made = apply_forms(graph, forms)
-            answers, exact = self.answers(open_graph(graph)), self.float_answers
+            answers = self.answers(_engine(graph, target) or open_graph(graph))
             # First whether the graph is what was decided: only then is the decision to blame for what it costs.
-            reference = self._reference_answers(quantization, target)
-            parity["int8_against_reference"] = reference_parity(reference, answers, exact).to_dict()
-            parity["int8_against_float"] = int8_parity(exact.texts, answers.texts, min_cosine=min_cosine).to_dict()
+            found = self.against_reference(graph, answers, quantization, reduce_range=target.int8.reduce_range)
+            parity["int8_against_reference"] = found.to_dict()
+            found_float = int8_parity(self.float_answers, answers, min_cosine=min_cosine)
+            parity["int8_against_float"] = found_float.to_dict()
         return self._write(folder, target, graph, quantization, parity, made, force=force)
 
     def _lowered(self, quantization: Quantization, target: Target) -> ir.Model:
@@ -144,7 +150,7 @@ class Exporter:
         other = copy.copy(self)
         other.state = state
         other.__dict__.pop("build_id", None)
-        other._lowerings, other._references = {}, {}
+        other._lowerings, other._rounded = {}, None
         return other
 
     def write_plain(self, folder: Path, target: Target) -> Manifest:
@@ -200,6 +206,7 @@ class Exporter:
             graphs={file: graph},
             tokenizer=self.tokenizer,
             requests=self.requests,
+            engine=None if quantization is None else _engine(graph, target),
             license_text=self.state.spec.license_text,
             force=force,
         )
@@ -220,25 +227,40 @@ class Exporter:
         digest.update(self.tokenizer)
         return digest.hexdigest()[:16]
 
+    def against_reference(
+        self, graph: ir.Model, answers: Sequence[Outputs], quantization: Quantization, *, reduce_range: bool
+    ) -> ReferenceParity:
+        """Compare an int8 graph, which gave `answers`, with torch, which rounds as decided for the whole model.
+
+        Raises ParityError.
+        """
+        decided = quantization.of_part(self.part_name)
+        if self._rounded is None or self._rounded[0] != reduce_range:
+            part = self.state.parts[self.part_name]
+            assert isinstance(part, Part)
+            self._rounded = (reduce_range, fake_quantized(part, decided, reduce_range=reduce_range))
+        rounded = self._rounded[1]
+        follower = Follower(graph, rounded, decided.layers)
+        self.answers(follower)
+        reference = self.answers(TorchEngine(rounded, rounded.input_names, rounded.output_names))
+        return reference_parity(reference, answers, self.float_answers, follower.agreement)
+
     @cached_property
-    def float_answers(self) -> Answers:
+    def float_answers(self) -> Sequence[Outputs]:
         """Of the float graph."""
         return self.answers(open_graph(self.float_graph))
 
-    def _reference_answers(self, quantization: Quantization, target: Target) -> Answers:
-        """Of torch, rounding as decided. Held for targets with the same range of weights; the rounded model is not."""
-        key = target.int8.reduce_range
-        if key not in self._references:
-            part = self.state.parts[self.part_name]
-            assert isinstance(part, Part)
-            rounded = fake_quantized(part, quantization.of_part(self.part_name), reduce_range=key)
-            self._references[key] = self.answers(TorchEngine(rounded, part.input_names, part.output_names))
-        return self._references[key]
-
-    def answers(self, engine: Engine) -> Answers:
-        """Of any form of this model, to the golden vectors' requests and to the probes, one unpadded row at a time."""
+    def answers(self, engine: Engine) -> Sequence[Outputs]:
+        """Of any form of this model, to the requests of the golden vectors, one unpadded row at a time."""
         with warnings.catch_warnings():
             # Long requests are there on purpose.
             warnings.simplefilter("ignore", TruncationWarning)
-            texts = model_on(engine, self.manifest, self.tokenizer).raw(self.requests)
-        return Answers(texts, [engine.run(feed) for feed in self.probes])
+            return model_on(engine, self.manifest, self.tokenizer).raw(self.requests)
+
+
+def _engine(graph: ir.Model, target: Target) -> Engine | None:
+    """One that answers as the CPUs of `target` do, where this one would not; None where it would."""
+    needed = set(target.answer_features)
+    if needed <= {cpu.feature(name) for name in cpu.features() or needed}:
+        return None
+    return emulate(graph, kind_of_target(target))

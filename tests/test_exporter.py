@@ -150,7 +150,8 @@ def test_precisions_of_one_build(exporter: Exporter, here: Target, tmp_path: Pat
     assert set(fp32.parity) == {"float_against_torch"}
     assert int8.parity["float_against_torch"]["max_abs"] < 1e-4
     reference = int8.parity["int8_against_reference"]
-    assert (reference["probes"], reference["probes_agreeing"]) == (16, 16) and reference["probes_max_abs"] < 5e-6
+    # Six linear layers in each of two, and the output.
+    assert reference["layers"] == 13 and reference["worst_share"] > 0.97
     # The same roundings in torch are nearer than none.
     assert 1 - reference["mean_cosine"] < 0.1 * (1 - int8.parity["int8_against_float"]["mean_cosine"])
     assert [record.name for record in int8.passes] == ["quantize"]

@@ -1,7 +1,7 @@
 """Instructions an inference on emulated arm64 CPUs: the bundle's graph against onnxruntime's stock dynamic int8 graph.
 
-A count repeats to the instruction, on any machine; it says what a core has to execute, not how long it takes. The
-emulator is asked for by name: `edgec doctor --install-emulator`; gcc compiles the plugin.
+A count repeats to the instruction; it says what a core has to execute, not how long that takes. The emulated system
+comes by `edgec doctor --install-emulator`; gcc compiles the plugin that counts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--build", type=Path, default=Path("build/minilm-int8"), help="what `make demo` wrote")
     parser.add_argument("--target", default="arm64", help="the bundle of the build")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=3, help="fresh processes that must all give the same count")
+    parser.add_argument("--agree", type=int, default=3, help="fresh processes that must give the same count")
     parser.add_argument("--cpu", choices=CPUS, action="append", help="default: all")
     parser.add_argument("--operators", action="store_true", help="count every kind of operator too")
     parser.add_argument("--out", type=Path, help="write the result here as JSON")
@@ -56,7 +56,7 @@ def main() -> None:
         "suite": "arm64",
         "command": shlex.join(["python", "-m", "benchmarks.arm64", *sys.argv[1:]]),
         "tokens": options.tokens,
-        "runs": options.runs,
+        "agree": options.agree,
         "qemu": first_line([sysroot.find_qemu(), "--version"]),
         "versions": facts()["versions"],
         "cpus": cpus,
@@ -81,10 +81,10 @@ def measure(cpu: str, plugin: Path, graphs: dict[str, Graph], options: argparse.
     with guest(cpu) as one:
         for name, graph in graphs.items():
             print(f"{cpu}: {name}", file=sys.stderr)
-            instructions = count(one, plugin, graph, options.tokens, options.runs)
-            found[name] = {"instructions": instructions}
+            runs = count(one, plugin, graph, options.tokens, options.agree)
+            found[name] = {"instructions": runs[0], "runs": runs}
             if options.operators:
-                found[name]["operators"] = by_operator(one, plugin, graph, options.tokens, instructions)
+                found[name]["operators"] = by_operator(one, plugin, graph, options.tokens, runs[0])
     share = found[BUNDLE]["instructions"] / found[STOCK]["instructions"]
     return {"int8_instructions": means, "graphs": found, "bundle_of_stock": round(share, 4), "at_most": target}
 

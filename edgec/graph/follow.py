@@ -8,7 +8,7 @@ the same layer in the graph, and the graph's goes on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,53 +19,65 @@ import onnx_ir as ir
 import torch
 
 from edgec.nn.parts import Part
+from edgec.state import LayerQuantization
 
 from .store import open_graph
 from .trace import MODULE_KEY
 
 SAME: Final = 1e-4
-"""Largest difference within a row, as a share of the output's largest element, that is one of last bits.
+"""Largest difference within a row, as a share of the tensor's largest element, at which the row counts as the same.
 
-Where no rounding tips, 2e-6 is the most that was found on any family and scheme; where one does, from 3e-4 on.
+Where no rounding tips, 2e-6 is the most that was found on any family and scheme; where one does, 2e-5 to 6e-3 was.
 """
 
 _PRODUCTS: Final = ("MatMulIntegerToFloat", "MatMulNBits")
 
 
-@dataclass
-class Agreement:
-    """Of a layer or an output: how many rows (its last axis) were compared, and how many of them are the same.
+Floats = npt.NDArray[np.float32]
 
-    largest: the largest difference in any row, as a share of the output's largest element.
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of a layer or an output. runs: how many texts were compared.
+
+    share: of a text's rows (the last axis is one), how many are the same, on average over the texts. largest: the
+    largest difference in any row, as a share of the tensor's largest element; infinite where something is no number.
     """
 
-    rows: int = 0
-    same: int = 0
+    runs: int = 0
+    share: float = 0.0
     largest: float = 0.0
 
-    def add(self, expected: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> None:
+    @classmethod
+    def of(cls, expected: Floats, got: Floats) -> Agreement:
+        """Of one text's tensor (.., channels)."""
         with np.errstate(invalid="ignore"):
             apart = np.abs(expected - got).reshape(-1, expected.shape[-1]).max(axis=1)
             share = apart / (float(np.abs(expected).max()) or 1.0)
         share = np.where(np.isfinite(share), share, np.inf)
-        self.rows += len(share)
-        self.same += int((share <= SAME).sum())
-        self.largest = max(self.largest, float(share.max()))
+        return cls(1, float((share <= SAME).mean()), float(share.max()))
+
+    def __add__(self, other: Agreement) -> Agreement:
+        runs = self.runs + other.runs
+        share = (self.runs * self.share + other.runs * other.share) / runs
+        return Agreement(runs, share, max(self.largest, other.largest))
 
 
 class Follower:
     """An edgec_runtime Engine: `part` in torch, each layer followed by what `graph` has after it.
 
-    part: computes what the graph should (edgec.nn.fake_quantize). layers: module paths of the layers to compare; one
-    that the graph runs twice, or inside another operator, has no output of its own there and is compared through those
-    that read it. agreement: by layer and by output, over all runs so far. Raises what open_graph raises.
+    part: computes what the graph should (edgec.nn.fake_quantize). layers: the decision, by module path; the linear
+    ones are compared. One that the graph runs twice, or inside another operator, has no output of its own there and
+    is compared through what reads it. agreement: by layer and by output, over all runs so far. Raises what open_graph
+    raises.
     """
 
-    def __init__(self, graph: ir.Model, part: Part, layers: Collection[str]) -> None:
+    def __init__(self, graph: ir.Model, part: Part, layers: Mapping[str, LayerQuantization]) -> None:
         tapped = graph.clone()
-        self._values = _tap(tapped, layers)
+        self._names = _tap(tapped, [path for path, layer in layers.items() if layer.kind == "linear"])
         self._engine = open_graph(tapped, "followed")
         self._part = part
+        self._smoothing = [np.array(s, np.float32) for s in {layer.smoothing for layer in layers.values()} if s]
         self.agreement: dict[str, Agreement] = {}
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -75,21 +87,22 @@ class Follower:
             values = self._part(*(torch.from_numpy(feeds[name]) for name in self._part.input_names))
         outputs = {name: value.numpy() for name, value in zip(self._part.output_names, values, strict=True)}
         for name, value in outputs.items():
-            self._note(name, value, known[name])
+            self._note(name, Agreement.of(value, known[name]))
         return outputs
 
     @contextmanager
     def _following(self, known: Mapping[str, npt.NDArray[Any]]) -> Iterator[None]:
-        def hook(path: str, value: npt.NDArray[np.float32]) -> Any:
+        def hook(path: str, value: Floats) -> Any:
             def follow(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-                self._note(path, output.numpy(), value)
-                return torch.from_numpy(value)
+                restored, agreement = self._compare(output.numpy(), value)
+                self._note(path, agreement)
+                return torch.from_numpy(restored)
 
             return follow
 
         handles = [
             self._part.get_submodule(path).register_forward_hook(hook(path, known[name]))
-            for path, name in self._values.items()
+            for path, name in self._names.items()
         ]
         try:
             yield
@@ -97,11 +110,24 @@ class Follower:
             for handle in handles:
                 handle.remove()
 
-    def _note(self, name: str, expected: npt.NDArray[np.float32], got: npt.NDArray[np.float32]) -> None:
-        self.agreement.setdefault(name, Agreement()).add(expected, got)
+    def _compare(self, expected: Floats, got: Floats) -> tuple[Floats, Agreement]:
+        """What the graph has, as the layer itself would give it, and how well that agrees.
+
+        The division by the smoothing of a layer that reads it may have gone into it (edgec.graph.fold_smoothing).
+        """
+        best = got, Agreement.of(expected, got)
+        if best[1].share < 1:
+            for factors in self._smoothing:
+                if len(factors) == got.shape[-1]:
+                    restored = got * factors
+                    best = max(best, (restored, Agreement.of(expected, restored)), key=lambda found: found[1].share)
+        return best
+
+    def _note(self, name: str, agreement: Agreement) -> None:
+        self.agreement[name] = self.agreement.get(name, Agreement()) + agreement
 
 
-def _tap(model: ir.Model, layers: Collection[str]) -> dict[str, str]:
+def _tap(model: ir.Model, layers: Iterable[str]) -> dict[str, str]:
     """Make the outputs of `layers` outputs of the graph. Returns the names of those it has, by layer."""
     products = dict.fromkeys(layers, 0)
     last: dict[str, ir.Value] = {}

@@ -42,7 +42,10 @@ CONSTANTS = {
     "bv": _array(WIDTH),
     "wo": _array(WIDTH, 5),
     "split": np.array([0, 0, 3, 4], np.int64),
-    "split_otherwise": np.array([0, 0, 4, 3], np.int64),
+    "wv_one": _array(WIDTH, 4),
+    "bv_one": _array(4),
+    "split_one": np.array([0, 0, 1, 4], np.int64),
+    "heads_at_once": np.array([0, 3, -1, 4], np.int64),
     "join": np.array([0, 0, WIDTH], np.int64),
 }
 X = _array(2, 6, WIDTH)
@@ -207,19 +210,44 @@ def test_into_every_form_of_the_value_projection(
 @pytest.mark.parametrize("form", FORMS)
 def test_what_stays_after_attention(form: str, old: str, new: str) -> None:
     assert old in FORMS[form]
-    if "heads_at_once" in new:
-        CONSTANTS["heads_at_once"] = np.array([0, 3, -1, 4], np.int64)
     model = _graph(FORMS[form].replace(old, new))
     folded = _folded(model)
     assert len(of_type(folded, "Mul")) == 1
 
 
-def test_heads_of_another_size(here: Target) -> None:
-    """Four heads of size three come out as three of size four: channels are no longer those of the projection."""
-    body = FORMS["decomposed"].replace("value_split = Reshape(v, split)", "value_split = Reshape(v, split_otherwise)")
-    body = body.replace("query_split = Reshape(q, split)", "query_split = Reshape(q, split_otherwise)")
-    body = body.replace(f"turned = {HEADS}(context)", f"apart = {HEADS}(context)\n turned = Reshape(apart, split)")
+def test_values_that_heads_share() -> None:
+    """One head of values for three of queries: a channel of the projection goes to three of the output."""
+    body = FORMS["decomposed"].replace("value_split = Reshape(v, split)", "value_split = Reshape(v, split_one)")
+    body = body.replace("MatMul(x, wv)", "MatMul(x, wv_one)").replace("Add(product, bv)", "Add(product, bv_one)")
     assert len(of_type(_folded(_graph(body)), "Mul")) == 1
+
+
+@pytest.mark.parametrize("which", ["turned", "value"])
+def test_channels_in_another_order(which: str) -> None:
+    """Heads are as many as their size, so shapes do not tell."""
+    constants = {
+        "factors": RNG.uniform(0.2, 3, 9).astype(np.float32),
+        "w": _array(9, 9),
+        "weights": _array(2, 3, 3, 3),
+        "split": np.array([0, 0, 3, 3], np.int64),
+        "join": np.array([0, 0, 9], np.int64),
+    }
+    perms = {name: [0, 2, 3, 1] if name == which else [0, 2, 1, 3] for name in ("turned", "value")}
+    text = f"""<ir_version: 10, opset_import: ["" : 23]> g (float[2, 3, 9] x) => (float[b, t, n] out) {{
+        v = MatMul(x, w)
+        value_split = Reshape(v, split)
+        value = Transpose <perm = {perms["value"]}> (value_split)
+        context = MatMul(weights, value)
+        turned = Transpose <perm = {perms["turned"]}> (context)
+        joined = Reshape(turned, join)
+        out_smooth = Mul(joined, factors)
+        out = Neg(out_smooth)
+    }}"""
+    model, x = parse(text, constants, {}), _array(2, 3, 9)
+    folded = model.clone()
+    fold_smoothing(folded)
+    assert len(of_type(folded, "Mul")) == 1
+    np.testing.assert_array_equal(*(values_inside(m, ["out"], {"x": x})["out"] for m in (folded, model)))
 
 
 def test_a_value_projection_that_runs_twice_keeps_its_weights(here: Target) -> None:

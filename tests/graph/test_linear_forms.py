@@ -240,10 +240,15 @@ def test_a_row_is_the_same_alone_and_in_a_batch(layer: LayerQuantization, opset:
         assert np.abs(_answers(tensor)[:1] - _answers(tensor, X[:1])).max() > 1e-3
 
 
-def test_a_row_of_zeros_is_the_bias(here: Target) -> None:
+@pytest.mark.parametrize("opset", [18, 23])
+def test_a_row_of_zeros_is_the_bias(opset: int, here: Target) -> None:
+    zeros = np.zeros((2, K), np.float32)
     for layer in (TOKEN, LLM):
-        got = _answers(_lowered(_graph(BODIES["bias on the right"]), layer, here), np.zeros((2, K), np.float32))
-        np.testing.assert_array_equal(got, np.tile(CONSTANTS["bias"], (2, 1)))
+        lowered = _lowered(_graph(BODIES["bias on the right"], opset=opset), layer, here)
+        np.testing.assert_array_equal(_answers(lowered, zeros), np.tile(CONSTANTS["bias"], (2, 1)))
+        (quantizer,) = of_type(lowered, "QuantizeLinear")
+        (levels,) = values_inside(lowered, [str(quantizer.outputs[0].name)], {"x": zeros}).values()
+        np.testing.assert_array_equal(levels, np.full((2, K), 128))
 
 
 def test_rows_of_three_dimensions(here: Target) -> None:

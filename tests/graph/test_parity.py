@@ -12,16 +12,14 @@ from tiny_models import tiny
 
 from edgec.errors import ParityError
 from edgec.exporter import Exporter
+from edgec.graph.follow import Agreement
 from edgec.graph.parity import (
-    PROBES,
-    Answers,
     Feeds,
     Outputs,
     Parity,
     compare,
     float_parity,
     int8_parity,
-    probe_feeds,
     reference_parity,
     sample_feeds,
 )
@@ -169,93 +167,65 @@ def test_one_value_that_is_no_number_among_many(wrong: float) -> None:
         int8_parity(reference, broken)
 
 
-def test_probes_are_single_short_rows(reader: Part) -> None:
-    feeds = probe_feeds(reader, vocabulary=100, pad_id=3, max_length=64)
-    assert [feed["input_ids"].shape for feed in feeds] == [(1, 1), (1, 2), (1, 3)] * 5 + [(1, 1)]
-    assert len(feeds) == PROBES
-    for feed in feeds:
-        assert set(feed) == set(reader.input_names) and all(value.dtype == np.int32 for value in feed.values())
-        assert feed["attention_mask"].all() and (feed["input_ids"] != 3).all()
-    assert len({feed["input_ids"].tobytes() for feed in feeds}) > 14
-    assert {feed["input_ids"].shape for feed in probe_feeds(reader, vocabulary=100, pad_id=3, max_length=2)} == {
-        (1, 1),
-        (1, 2),
-    }
+def _texts(rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
+    """Two outputs of four texts."""
+    return [{name: rng.standard_normal((2, 50)).astype(np.float32) for name in "ab"} for _ in range(4)]
 
 
-def _answers(rng: np.random.Generator) -> Answers:
-    """Two outputs, of 4 texts and 16 probes."""
-
-    def outputs(count: int) -> list[dict[str, np.ndarray]]:
-        return [{name: rng.standard_normal((2, 50)).astype(np.float32) for name in "ab"} for _ in range(count)]
-
-    return Answers(outputs(4), outputs(16))
-
-
-def _moved(answers: Answers, rng: np.random.Generator, texts: float, probes: dict[int, float]) -> Answers:
-    """Each text moved by noise of this size, and the probes of these numbers in one element of output b."""
-    far = [{name: value.copy() for name, value in probe.items()} for probe in answers.probes]
-    for number, distance in probes.items():
-        largest = np.unravel_index(np.abs(far[number]["b"]).argmax(), (2, 50))
-        far[number]["b"][largest] *= np.float32(1 + distance)
-    moved = [
-        {name: (value + texts * rng.standard_normal(value.shape)).astype(np.float32) for name, value in one.items()}
-        for one in answers.texts
+def _moved(
+    texts: list[dict[str, np.ndarray]], rng: np.random.Generator, distance: float
+) -> list[dict[str, np.ndarray]]:
+    return [
+        {name: (value + distance * rng.standard_normal(value.shape)).astype(np.float32) for name, value in one.items()}
+        for one in texts
     ]
-    return Answers(moved, far)
 
 
-def test_most_probes_have_to_be_the_same() -> None:
+AGREED = {"layer": Agreement(4, 0.5, 0.01), "other": Agreement(4, 0.9, 0.2), "a": Agreement(4, 1.0, 1e-6)}
+
+
+def test_every_layer_has_to_agree() -> None:
     rng = np.random.default_rng(0)
-    exact = _answers(rng)
-    reference = _moved(exact, rng, 0.1, {})
-    near = dict.fromkeys(range(16), 9e-05)
-    found = reference_parity(reference, _moved(reference, rng, 0, near), exact)
-    assert (found.probes, found.probes_agreeing, found.compared) == (16, 16, 16)
-    assert found.probes_max_abs == pytest.approx(9e-5, rel=1e-2) and found.max_abs == 0
-    assert set(found.to_dict()) >= {"mean_cosine", "worst", "probes", "probes_agreeing", "probes_max_abs"}
-    tipped = dict.fromkeys(range(8), 0.3)
-    found = reference_parity(reference, _moved(reference, rng, 0, tipped | {9: 5e-5}), exact)
-    assert found.probes_agreeing == 8 and found.probes_max_abs == pytest.approx(5e-5, rel=1e-2)
-    wrong = dict.fromkeys(range(8), 0.0002) | {8: 0.25}
-    with pytest.raises(ParityError, match=r"on 9 of 16 short texts .* output 'b' by 0\.25 of its largest") as caught:
-        reference_parity(reference, _moved(reference, rng, 0, wrong), exact)
-    assert "skip" in caught.value.hint and "reduce_range" in caught.value.hint
-    with pytest.raises(ParityError, match=r"output 'b' by inf"):
-        reference_parity(reference, _moved(reference, rng, 0, {number: float("nan") for number in range(9)}), exact)
+    exact = _texts(rng)
+    reference = _moved(exact, rng, 0.1)
+    found = reference_parity(reference, _moved(reference, rng, 0.01), exact, AGREED)
+    assert (found.layers, found.worst_layer, found.worst_share, found.compared) == (3, "layer", 0.5, 16)
+    assert 0.9998 < found.mean_cosine < 0.99999
+    assert found.to_dict().keys() >= {"max_abs", "mean_cosine", "layers", "worst_layer", "worst_share"}
+    wrong = {"first": Agreement(4, 1.0, 0.0), "second": Agreement(4, 0.4, 0.25), "third": Agreement(4, 0.0, np.inf)}
+    with pytest.raises(
+        ParityError, match=r"at second 60% of its rows differ .* by up to 0\.25 of .* \(2 of 6 layers"
+    ) as caught:
+        reference_parity(reference, reference, exact, wrong | AGREED)
+    assert "skip: ['second']" in caught.value.hint and "reduce_range" in caught.value.hint
+    with pytest.raises(ParityError, match="at undefined"):
+        reference_parity(reference, reference, exact, {"undefined": Agreement(4, float("nan"), np.inf)})
 
 
 def test_whole_texts_may_be_as_far_as_roundings_are_from_float() -> None:
     rng = np.random.default_rng(1)
-    exact = _answers(rng)
-    reference = _moved(exact, rng, 0.2, {})
+    exact = _texts(rng)
+    reference = _moved(exact, rng, 0.2)
     # Rounded apart everywhere: both as far from float, and independent.
-    found = reference_parity(reference, _moved(exact, rng, 0.2, {}), exact)
-    noise = (
-        1 - compare([(n, a[n], b[n]) for a, b in zip(exact.texts, reference.texts, strict=True) for n in a]).mean_cosine
-    )
-    assert 1 - found.mean_cosine == pytest.approx(2 * noise, rel=0.3) and found.probes_agreeing == 16
+    found = reference_parity(reference, _moved(exact, rng, 0.2), exact, AGREED)
+    pairs = [(name, a[name], b[name]) for a, b in zip(exact, reference, strict=True) for name in a]
+    assert 1 - found.mean_cosine == pytest.approx(2 * (1 - compare(pairs).mean_cosine), rel=0.3)
     with pytest.raises(
         ParityError, match=r"mean cosine 0\.\d+ with the same roundings in torch .* worst output '[ab]'"
     ):
-        reference_parity(reference, _moved(exact, rng, 0.5, {}), exact)
-    broken = _moved(reference, rng, 0, {})
-    broken.texts[2]["a"][0, 0] = np.nan
+        reference_parity(reference, _moved(exact, rng, 0.5), exact, AGREED)
+    broken = _moved(reference, rng, 0)
+    broken[2]["a"][0, 0] = np.nan
     with pytest.raises(ParityError, match=r"worst output 'a' \(off by inf\)"):
-        reference_parity(reference, broken, exact)
+        reference_parity(reference, broken, exact, AGREED)
 
 
 def test_a_tipped_rounding_is_no_fault_where_rounding_costs_nothing() -> None:
     rng = np.random.default_rng(2)
-    exact = _answers(rng)
-    reference_parity(exact, _moved(exact, rng, 0.04, {}), exact)
+    exact = _texts(rng)
+    reference_parity(exact, _moved(exact, rng, 0.04), exact, AGREED)
     with pytest.raises(ParityError, match=r"at least 0\.9990"):
-        reference_parity(exact, _moved(exact, rng, 0.06, {}), exact)
-
-
-def test_outputs_of_zeros_agree() -> None:
-    zeros = Answers([{"a": np.zeros((1, 3), np.float32)}], [{"a": np.zeros((1, 3), np.float32)}])
-    assert reference_parity(zeros, zeros, zeros).probes_agreeing == 1
+        reference_parity(exact, _moved(exact, rng, 0.06), exact, AGREED)
 
 
 def test_compare_counts_by_hand() -> None:

@@ -99,6 +99,7 @@ def test_rows_of_a_table_are_not_clipped() -> None:
 @pytest.mark.parametrize("reduce_range", [False, True])
 def test_fewer_bits_than_eight(bits: int, reduce_range: bool) -> None:
     weight = _weights(127)
+    weight[0, 4:] = np.abs(weight[:, 4:]).max(axis=0) * np.array([1, 1.5, 2, 2.5, 3])  # worth clipping, more or less
     got, scale = quantize_linear(weight, LayerQuantization("linear", bits=bits), reduce_range=reduce_range)
     largest = 2 ** (bits - 1) - 1
     assert np.abs(got).max() == largest
@@ -124,6 +125,10 @@ def test_one_scale_for_all_channels(bits: int) -> None:
     assert error < np.square(np.clip(np.rint(weight / plain), -largest, largest) * plain - weight).sum()
     _, own = quantize_linear(weight, LayerQuantization("linear", bits=bits))
     assert len(set(own.tolist())) == 9
+    # Where a single value is far from all others, the range of all is well below it.
+    weight[0, 0] = 4 * np.abs(weight).max()
+    _, scale = quantize_linear(weight, LayerQuantization("linear", bits=4, per_tensor=True))
+    assert scale[0] * 7 < 0.6 * np.abs(weight).max()
 
 
 @pytest.mark.parametrize("per_tensor", [False, True])

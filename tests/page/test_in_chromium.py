@@ -77,10 +77,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About three builds, one of which was not measured."""
+    """About three builds, one of which was not measured; one has a layer with a long name."""
     out = tmp_path_factory.mktemp("pages") / "report.html"
     unmeasured = report(bench=None, measured=None, device="qemu://cortex-a72", budget=[])
-    write_page([(Path("build/one"), report()), (Path("build/two"), report()), (Path("build/three"), unmeasured)], out)
+    deep = report()
+    deep["sensitivity"]["layers"][0]["layer"] = "model." + 20 * "deep." + "dense"
+    write_page([(Path("build/one"), deep), (Path("build/two"), report()), (Path("build/three"), unmeasured)], out)
     return out
 
 
@@ -226,6 +228,8 @@ def test_names_are_text_and_never_markup(browser: Browser, tmp_path: Path) -> No
     write_page([(Path("build") / name.replace("/", ""), data)], tmp_path / "report.html")
     browser.open(tmp_path / "report.html", width=PHONE)
     assert browser.evaluate("window.broken") is None
+    drawn = browser.evaluate("[...document.querySelectorAll('svg.chart text')].map(e => e.textContent)")
+    assert any(text.endswith("$x^2$\N{REPLACEMENT CHARACTER}") for text in drawn)
     assert browser.evaluate("document.querySelectorAll('script, img').length") == 0
     assert browser.evaluate("document.querySelector('pre.command').textContent") == name
     assert browser.evaluate("document.documentElement.scrollWidth") == PHONE

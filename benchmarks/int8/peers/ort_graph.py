@@ -1,7 +1,7 @@
 """An ONNX file on stock onnxruntime, one for fp32 and for the tools that write ONNX.
 
-FOLDER holds model.onnx and, where onnxruntime's defaults are not to be used, session.json: {"optimize": false} loads
-the graph as it is stored, {"without": [names]} leaves these optimizers out.
+FOLDER holds model.onnx and, where something else than onnxruntime's defaults is asked for, session.json: {"optimize":
+false} loads the graph as it is stored, {"without": [names]} leaves optimizers out, {"file": path} is another graph.
 """
 
 import json
@@ -27,7 +27,7 @@ class Model:
         if not chosen.get("optimize", True):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = ort.InferenceSession(
-            str(folder / "model.onnx"),
+            chosen.get("file") or str(folder / "model.onnx"),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=chosen.get("without", []),

@@ -6,11 +6,9 @@ from sentence_transformers import SentenceTransformer
 
 
 class Model:
-    options = {}
-
     def __init__(self, folder, threads):
         torch.set_num_threads(threads)
-        self.model = SentenceTransformer(str(folder / "model"), device="cpu", **self.options)
+        self.model = SentenceTransformer(str(folder / "model"), device="cpu")
 
     def embed(self, ids, mask):
         features = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
