@@ -50,7 +50,8 @@ def write_bundle(
     manifest: all but files, golden vectors, versions and digest. graphs: by file name. tokenizer: the content of a
     tokenizer.json. requests: what the golden vectors are made of, raw texts in the form that the task takes; their
     expected outputs are those of the written graphs, computed by the runtime, or by `engine` where this CPU would
-    answer otherwise than the target's. license_text: what the model's own licence files say. Raises OutputExists, SystemFailure, and the BundleError of a graph that the runtime refuses.
+    answer otherwise than the target's. license_text: what the model's own licence files say. Raises OutputExists,
+    SystemFailure, and the BundleError of a graph that the runtime refuses.
     """
     with atomic_folder(out, force=force) as folder:
         for name, graph in graphs.items():
