@@ -61,7 +61,7 @@ ALL = (EDGEC, *FLOAT_FORMS, *OTHERS)
 
 
 def choose(names: str) -> tuple[Contender, ...]:
-    """"all", or names with commas between. The baseline and the reference always take part.
+    """ "all", or names with commas between. The baseline and the reference always take part.
 
     Raises SystemExit for an unknown name.
     """

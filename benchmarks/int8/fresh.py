@@ -57,4 +57,3 @@ def measure(starts: Mapping[str, Start], imports: Callable[[], float], rounds: i
             "rounds": len(taken),
         }
     return found
-

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from edgec.data.readers import read_texts
 
@@ -26,6 +27,14 @@ def held_out_sentences(data: Path) -> list[str]:
     sentences = sorted({str(text) for text in read_texts(data / "stsb" / "stsb-en-dev.csv", text="sentence1")})
     chosen = np.random.default_rng(SEED).choice(len(sentences), HELD_OUT, replace=False)
     return [sentences[index] for index in sorted(chosen)]
+
+
+def token_ids(tokenizer: Path, sentences: Sequence[str]) -> Rows:
+    """Uncut: no sentence of STS-B comes near a model's limit."""
+    opened = Tokenizer.from_file(str(tokenizer))
+    opened.no_padding()
+    opened.no_truncation()
+    return [encoding.ids for encoding in opened.encode_batch(list(sentences))]
 
 
 def embed(worker: Worker, rows: Rows, batch: int = 1) -> Embeddings:

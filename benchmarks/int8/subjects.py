@@ -1,6 +1,6 @@
 """The models that are measured, and for each contender the folder with its own form of them.
 
-    CACHE/models/SUBJECT/NAME    what a contender prepared, with a stamp of what it was made from
+CACHE/models/SUBJECT/NAME    what a contender prepared, with a stamp of what it was made from
 """
 
 from __future__ import annotations

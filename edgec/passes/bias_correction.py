@@ -42,13 +42,13 @@ class MeanError:
 
 
 def _limits(decision: LayerQuantization, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The smallest and the largest value of each input channel, (inputs,), that is not cut."""
+    """The smallest and the largest value of each input channel, (inputs,), that is not cut.
+
+    Outlier channels run in float on both sides, so that their limits do not matter.
+    """
     low, high = decision.input_range or (-math.inf, math.inf)
     factors = torch.tensor(decision.smoothing or [1.0] * inputs)
-    lows, highs = min(low, 0.0) * factors, max(high, 0.0) * factors
-    for limits, far in ((lows, -math.inf), (highs, math.inf)):
-        limits[list(decision.outliers)] = far
-    return lows, highs
+    return min(low, 0.0) * factors, max(high, 0.0) * factors
 
 
 def bias_corrected(
