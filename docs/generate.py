@@ -129,7 +129,7 @@ def _meanings(cls: type, names: list[str]) -> dict[str, str]:
 
 def _sentence(text: str) -> str:
     """With a capital letter, and quoted words as code."""
-    text = re.sub(r'"(\w+)"', r"`\1`", text.strip().replace("|", "\\|"))
+    text = re.sub(r'"([\w-]+)"', r"`\1`", text.strip().replace("|", "\\|"))
     return text[:1].upper() + text[1:]
 
 

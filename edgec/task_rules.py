@@ -56,16 +56,19 @@ def check_recipe(
 ) -> None:
     """Whether `recipe` asks only for what a model of `task` can do; None: only what every task forbids.
 
-    max_length: of the model. multi_label: it gives a text several labels at once. dynamic: it was quantized with
-    dynamic scales before. Raises RecipeError, naming the key.
+    max_length: of the model. multi_label: it gives a text several labels at once. dynamic: it was quantized
+    before with a scale for the whole batch. Raises RecipeError, naming the key.
     """
     settings = recipe.export
-    dynamic = dynamic or any(step.options.get("scheme") == "dynamic" for step in recipe.passes)
+    dynamic = dynamic or any(
+        step.options.get("scheme") == "dynamic" and step.options.get("granularity") == "tensor"
+        for step in recipe.passes
+    )
     try:
         if dynamic and settings.schedule == "batches":
             raise UserError(
-                "export.schedule is batches, and with dynamic scales an answer would depend on its batch-mates",
-                "leave schedule out, or quantize with scheme: static",
+                "export.schedule is batches, and with a scale a tensor an answer would depend on its batch-mates",
+                "leave schedule out, or quantize with granularity: token or scheme: static",
             )
         if task is None:
             return

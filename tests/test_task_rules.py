@@ -56,7 +56,7 @@ REFUSED = {
     ),
     "dynamic batches": (
         None,
-        {"export": "schedule: batches", "passes": "{quantize: {scheme: dynamic}}"},
+        {"export": "schedule: batches", "passes": "{quantize: {scheme: dynamic, granularity: tensor}}"},
         "export.schedule is batches",
     ),
 }
