@@ -85,7 +85,9 @@ def report(workshop: Workshop, fitting: Target, foreign: Target, said: list[str]
 
 def test_what_compress_leaves(report: Report, workshop: Workshop, here: Target, foreign: Target) -> None:
     out = workshop.folder / "out"
-    assert sorted(path.name for path in out.iterdir()) == ["baseline", "bundles", "model", "report.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("baseline", "bundles", "model", "report.html", "report.json")
+    ]
     assert sorted(path.name for path in (out / "bundles").iterdir()) == sorted([here.name, foreign.name])
     assert (report.out, report.measured) == (out, here.name)
     assert [path.name for path in workshop.folder.iterdir() if path.name.startswith(".")] == []
@@ -127,7 +129,7 @@ def test_report_json(report: Report, workshop: Workshop, here: Target, foreign: 
     assert [one["target"] for one in data["bundles"]] == [here.name, foreign.name]
     assert [record["name"] for record in data["passes"]] == ["quantize"]
     assert data["passes"][0]["report"]["left_alone"]
-    assert [len(one["shapes"]) for one in data["bench"]["bundles"]] == [2, 2]  # 16 tokens, and the model's 32
+    assert [len(one["shapes"]) for one in data["bench"]["bundles"]] == [2, 2, 2]  # 16 tokens, and the model's 32
     assert data["source"]["sha256"] == load_model(workshop.folder / "model").spec.sha256
     size = sum(path.stat().st_size for path in (report.out / "baseline").iterdir() if path.name != "manifest.json")
     assert data["baseline"]["bytes"] == size
@@ -156,10 +158,19 @@ def test_the_table_of_a_whole_run(report: Report, here: Target, foreign: Target)
 
 
 def test_progress_names_every_step(report: Report, said: list[str], here: Target, foreign: Target) -> None:
-    steps = ["load ", "pass quantize", "save", "trace", f"export for {here.name}", f"export for {foreign.name}"]
+    steps = [
+        "load ",
+        "pass quantize",
+        "trace",
+        f"export for {here.name}",
+        f"export for {foreign.name}",
+        "save",
+        "answer",
+    ]
     steps += [f"verify {here.name} on local", "measure "]
     found = [next(i for i, line in enumerate(said) if line.startswith(step)) for step in steps]
     assert found == sorted(found)
+    assert said[-1] == "write the report page"
     assert [line for line in said if line.startswith("verify ")] == [f"verify {here.name} on local"]
 
 
@@ -305,7 +316,7 @@ def test_a_missed_budget_falls_back_to_fp32(workshop: Workshop, foreign: Target)
         workshop,
         "fallback",
         foreign,
-        "{accuracy_drop: 0, speedup: 9, on_miss: fallback}",
+        "{accuracy_drop: 0, speedup: 9, put_back: none, on_miss: fallback}",
         overrides=["export.schedule=batches"],
     )
     assert report.data["fell_back"] == [foreign.name] and report.measured is None

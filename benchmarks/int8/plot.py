@@ -1,7 +1,11 @@
-"""plot.py RESULT.json OUT: a row for each contender, a column of bars for each figure. Runs in the environment `plot`."""
+"""plot.py RESULT.json OUT: a row for each contender, a column of bars for each figure.
+
+It runs in the environment `plot`.
+"""
 
 import json
 import sys
+from pathlib import Path
 
 import matplotlib
 
@@ -14,8 +18,7 @@ plt.rcParams.update({"font.size": 9, "svg.fonttype": "none", "font.family": "san
 
 
 def main(result, out):
-    with open(result, encoding="utf-8") as file:
-        found = json.load(file)
+    found = json.loads(Path(result).read_text(encoding="utf-8"))
     names = order(found)
     columns = [
         *((f"{one['batch']} x {one['tokens']} tokens", speeds(one), "{:.2f}", 1.0) for one in found["shapes"]),

@@ -16,8 +16,8 @@ from .environments import PeerFailed
 from .workers import Worker
 
 FLOATS = tuple(one.name for one in FLOAT_FORMS)
-WARM_UP_MS = 1500.0
-MOST_WARM_UP_CALLS = 60
+WARM_UP_MS = 1000.0
+MOST_WARM_UP_CALLS = 40
 # A turn takes about so long: enough calls for a median, short enough to alternate often.
 TURN_MS = 40.0
 MOST_CALLS = 20

@@ -55,7 +55,7 @@ def recipe(build: Path) -> dict[str, Any]:
 
 
 def calibration_texts(build: Path) -> Path:
-    return RECIPES / recipe(build)["data"]["calibrate"]["text"]
+    return RECIPES / str(recipe(build)["data"]["calibrate"]["text"])
 
 
 def export_floats(subject: Subject) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -73,7 +74,10 @@ class Worker:
         if self._process.poll() is None:
             self._process.kill()  # it holds nothing that has to be put in order
             self._process.wait()
-        self._words.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._words):
+            if pipe:
+                with contextlib.suppress(BrokenPipeError):  # stdin may hold what the process did not live to read
+                    pipe.close()
 
     def _last_words(self) -> str:
         self._words.seek(0)

@@ -52,7 +52,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Quantize]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "report.json")
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.stem != "report")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
