@@ -45,20 +45,22 @@ def main() -> None:
 
     ready, failures = install(chosen, cache)
     minilm = minilm_subject(options, cache)
-    prepared, failed = prepare(minilm, ready)
-    base, base_prepared, base_failed = prepare_bert_base(minilm, ready, cache)
+    prepared = prepare(minilm, ready, failures)
+    base = bert_base.make(minilm, cache)
+    base_prepared = prepare(base, ready, failures)
     found["environments"] = {one: environments.versions(environments.python(one, cache)) for one in names(ready)}
-    found["failures"] = {**failures, **failed, **base_failed}
+    found["failures"] = failures
     clock.lap("set-up")
     if not options.setup:
+        fewer = max(3, options.rounds // 2)
         sentences = quality.held_out_sentences(options.data)
         found["peers"], found["shapes"] = one_thread(minilm, prepared, sentences, options.rounds)
         clock.lap("speed and quality")
-        found["end_to_end"] = end_to_end(minilm, prepared, sentences, options.rounds)
+        found["end_to_end"] = end_to_end(minilm, prepared, sentences, fewer)
         clock.lap("end to end")
-        found["fresh"] = cold(minilm, prepared, options.rounds)
+        found["fresh"] = cold(minilm, prepared, fewer)
         clock.lap("cold starts")
-        found["bert_base"] = one_thread_speed(base, base_prepared, max(3, options.rounds // 2))
+        found["bert_base"] = one_thread_speed(base, base_prepared, fewer)
         clock.lap("BERT-base")
     found["seconds"] = clock.laps
     print(result.summary(found))
@@ -112,11 +114,11 @@ def minilm_subject(options: argparse.Namespace, cache: Path) -> Subject:
     return Subject("minilm", source, options.build, options.target, texts, cache / "models" / "minilm")
 
 
-def prepare(subject: Subject, ready: Ready) -> tuple[Ready, dict[str, str]]:
+def prepare(subject: Subject, ready: Ready, failures: dict[str, str]) -> Ready:
+    """Those who have their form of the subject. Who fails comes into `failures`."""
     subjects.require_unpadded_ids(subject)
     subjects.export_floats(subject)
     prepared: Ready = {}
-    failures: dict[str, str] = {}
     for contender, interpreter in ready.items():
         if subject.name not in contender.models:
             continue
@@ -126,19 +128,17 @@ def prepare(subject: Subject, ready: Ready) -> tuple[Ready, dict[str, str]]:
             prepared[contender] = interpreter
         except PeerFailed as error:
             failures[f"{contender.name} ({subject.name})"] = str(error)
-    return prepared, failures
-
-
-def prepare_bert_base(like: Subject, ready: Ready, cache: Path) -> tuple[Subject, Ready, dict[str, str]]:
-    subject = bert_base.make(like, cache)
-    return (subject, *prepare(subject, ready))
+    return prepared
 
 
 def start(
     stack: ExitStack, subject: Subject, prepared: Ready, threads: int
 ) -> tuple[dict[str, Worker], dict[str, Any]]:
     """A loaded worker for each, all on the same cores: the last ones, since the first has the interrupts. Beside them
-    what loading told: {"load_ms"} or {"error"}."""
+    what loading told: {"load_ms"} or {"error"}.
+
+    Raises SystemExit where edgec or the reference is missing: without them nothing can be said.
+    """
     cores = set(sorted(os.sched_getaffinity(0))[-threads:])
     workers: dict[str, Worker] = {}
     told: dict[str, Any] = {}
@@ -150,6 +150,8 @@ def start(
             workers[contender.name] = worker
         except PeerFailed as error:
             told[contender.name] = {"error": str(error)}
+            if contender in (EDGEC, REFERENCE):
+                raise SystemExit(f"{contender.name}: {error}") from None
     return workers, told
 
 
@@ -210,7 +212,7 @@ def cold(subject: Subject, prepared: Ready, rounds: int) -> dict[str, Any]:
         if contender.name not in floats - {"fp32-plain"}
     }
     lean = prepared[EDGEC]
-    return fresh.measure(starts, lambda: imports(lean), max(fresh.LEAST_ROUNDS, rounds // 2))
+    return fresh.measure(starts, lambda: imports(lean), rounds)
 
 
 def plot(found: Path, out: Path, cache: Path) -> None:

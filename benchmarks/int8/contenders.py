@@ -13,7 +13,7 @@ class Contender:
     """title: as in tables and plots. environment: the stem of its requirements. script: the stem of its script.
 
     given: its folder is made here, from what edgec exports, instead of by the script's own `prepare`. texts: it has a
-    tokenizer and takes part end to end. widths: the model shapes that it is measured on.
+    tokenizer and takes part end to end. models: the subjects that it is measured on.
     """
 
     name: str
@@ -61,7 +61,7 @@ ALL = (EDGEC, *FLOAT_FORMS, *OTHERS)
 
 
 def choose(names: str) -> tuple[Contender, ...]:
-    """ "all", or names with commas between. The baseline and the reference always take part.
+    """ "all", or names with commas between. edgec, the baseline and the reference always take part.
 
     Raises SystemExit for an unknown name.
     """
@@ -69,5 +69,5 @@ def choose(names: str) -> tuple[Contender, ...]:
     unknown = asked - {one.name for one in ALL}
     if unknown:
         raise SystemExit(f"no such peer: {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in ALL)}")
-    needed = {one.name for one in (*FLOAT_FORMS, REFERENCE)}
+    needed = {one.name for one in (EDGEC, *FLOAT_FORMS, REFERENCE)}
     return tuple(one for one in ALL if one.name in asked | needed)

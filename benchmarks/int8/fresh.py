@@ -12,9 +12,8 @@ from .environments import PeerFailed
 from .speed import spread
 
 TEXT = "A fresh process answers its first text."
-# Somebody who takes seconds to start needs no ten rounds to be told from somebody who takes a tenth of that.
+# Who takes seconds to start needs no ten rounds to be told from who takes a tenth of that.
 ENOUGH_MS = 12_000.0
-LEAST_ROUNDS = 3
 
 Start = Callable[[], tuple[float, float]]
 """Milliseconds to the first embedding, and MiB of peak memory."""
@@ -35,7 +34,7 @@ def measure(starts: Mapping[str, Start], imports: Callable[[], float], rounds: i
             bare.append(base)
         for name, start in starts.items():
             taken = times[name]
-            if name in failures or (len(taken) >= LEAST_ROUNDS and sum(one[0] for one in taken) > ENOUGH_MS):
+            if name in failures or sum(one[0] for one in taken) > ENOUGH_MS:
                 continue
             try:
                 elapsed, memory = start()

@@ -15,6 +15,8 @@ from typing import Annotated, Final
 
 # Before anything can import onnxruntime; see edgec_runtime.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# torch's threads wait for each other by spinning; where anything else runs that takes many times the work itself.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
