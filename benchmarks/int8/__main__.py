@@ -38,7 +38,11 @@ Ready = dict[Contender, Path]
 def main() -> None:
     options = arguments()
     cache = options.cache or cache_folder() / "peers"
-    cache.mkdir(parents=True, exist_ok=True)
+    with environments.only_one(cache):
+        run(options, cache)
+
+
+def run(options: argparse.Namespace, cache: Path) -> None:
     chosen = contenders.choose(options.only or options.peers)
     clock = result.Clock()
     found = result.start(options.build / "bundles" / options.target, options.rounds)

@@ -61,9 +61,9 @@ ALL = (EDGEC, *FLOAT_FORMS, *OTHERS)
 
 
 def choose(names: str) -> tuple[Contender, ...]:
-    """ "all", or names with commas between. edgec, the baseline and the reference always take part.
+    """The contenders of "all", or of names with commas between.
 
-    Raises SystemExit for an unknown name.
+    edgec, the baseline and the reference always take part. Raises SystemExit for an unknown name.
     """
     asked = {one.name for one in ALL} if names == "all" else set(names.split(","))
     unknown = asked - {one.name for one in ALL}

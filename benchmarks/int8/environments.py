@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .contenders import PEERS
@@ -16,6 +19,18 @@ NEEDED = 3 * 2**30
 
 class PeerFailed(Exception):
     """A peer could not be installed, prepared or run; the text stands in the results in its place."""
+
+
+@contextmanager
+def only_one(cache: Path) -> Iterator[None]:
+    """Two runs at a time would disturb each other's times and replace each other's files: SystemExit for the second."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"another run of this benchmark is under way in {cache}") from None
+        yield
 
 
 def python(name: str, cache: Path) -> Path:

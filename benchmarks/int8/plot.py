@@ -15,10 +15,10 @@ import matplotlib.pyplot as plt
 OURS, THEIRS, FLOAT = "#c2410c", "#64748b", "#a8b3c1"
 FLOATS = ("st-torch", "torch", "fp32-plain")
 CAPTION = (
-    "all-MiniLM-L6-v2 on {cpu}, {rounds} rounds, one thread (200 texts: two). Columns with tokens and BERT-base's shape: "
-    "times as fast as the fastest fp32 form of onnxruntime (line: 1); black: p10 to p90.\n"
-    "Light bars: float. Cold start: a fresh process to its first embedding (line: the bare imports). Pale ends: the bar is "
-    "cut. -: not measured or failed."
+    "all-MiniLM-L6-v2 on {cpu}, {rounds} rounds, one thread (200 texts: two). With tokens and BERT-base's shape: times "
+    "as fast as the fastest fp32 form of onnxruntime (line: 1); black: p10 to p90.\n"
+    "Light bars: float. Cold start: a fresh process to its first embedding (line: the bare imports). Pale end: cut. "
+    "-: not measured or failed."
 )
 plt.rcParams.update({"font.size": 9, "svg.fonttype": "none", "font.family": "sans-serif"})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.int8 import workers
+from benchmarks.int8 import environments, workers
 from benchmarks.int8.contenders import PEERS, Contender
 from benchmarks.int8.environments import PeerFailed
 
@@ -96,3 +96,28 @@ def test_workers_do_not_see_the_callers_variables(monkeypatch: pytest.MonkeyPatc
     found = workers.environment(2)
     assert "PYTHONPATH" not in found and "PYTHONDONTWRITEBYTECODE" not in found
     assert found["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_second_run_is_refused_while_the_first_goes_on(tmp_path: Path) -> None:
+    with (
+        environments.only_one(tmp_path),
+        pytest.raises(SystemExit, match="another run"),
+        environments.only_one(tmp_path),
+    ):
+        pass
+    with environments.only_one(tmp_path):
+        pass
+
+
+def test_an_environment_is_made_once_for_its_requirements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(environments, "_call", lambda command: called.append(command) or "")
+    monkeypatch.setattr(environments, "NEEDED", 0)
+    (tmp_path / "torchao").mkdir()
+    for _ in range(2):
+        environments.python("torchao", tmp_path)
+    assert [command[-1] for command in called] == [
+        str(tmp_path / "torchao" / "venv"),
+        "torch",  # before the rest, so that nothing pulls another build in
+        str(PEERS / "torchao.txt"),
+    ]
