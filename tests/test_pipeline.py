@@ -167,7 +167,7 @@ def test_progress_names_every_step(report: Report, said: list[str], here: Target
         "save",
         "answer",
     ]
-    steps += [f"verify {here.name} on local", "measure "]
+    steps += [f"verify {here.name} on local", f"measure {here.name} against fp32"]
     found = [next(i for i, line in enumerate(said) if line.startswith(step)) for step in steps]
     assert found == sorted(found)
     assert said[-1] == "write the report page"

@@ -22,7 +22,7 @@ from edgec.passes import Quantize, run_pass
 from edgec.state import PassContext
 from edgec.target import Target
 
-NATIVE = ("bert", "distilbert", "roberta", "electra")
+NATIVE = ("bert", "distilbert")
 ALL_FORMS = [
     *(Forms(norm, attention) for norm in ("sum", "skip") for attention in ("packed", "mha", "qattention")),
     Forms(mask="if-padded"),
