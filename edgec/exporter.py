@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from edgec_runtime.engine import Engine
 
-    from edgec.data.readers import Text
+    from edgec.data.examples import Text
 
 FP32: Final = "fp32"
 INT8: Final = "int8"

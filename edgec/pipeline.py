@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 from edgec_runtime.manifest import Manifest
 
 from edgec import budget
-from edgec.data.readers import Sample, Text, read_sample
+from edgec.data.examples import Text
+from edgec.data.readers import Sample, read_sample
 from edgec.devices import compare, open_device
 from edgec.devices.replay import reproduced
 from edgec.errors import BudgetMissed

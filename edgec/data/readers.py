@@ -25,29 +25,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
 
+from edgec.data.examples import Example, Text
 from edgec.errors import DataError
 
 SUFFIXES: Final = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text"}
 DEFAULT_TEXT: Final = "text"
 
 OnError = Literal["raise", "skip"]
-Text = str | tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row. `groups` maps each column that was asked for to the row's value in it. line: where the row begins."""
-
-    text: str
-    text_pair: str | None = None
-    label: str | None = None
-    groups: Mapping[str, str] = field(default_factory=dict)
-    line: int = field(default=0, compare=False)
-
-    @property
-    def request(self) -> Text:
-        """What a model is asked: the text, or the pair."""
-        return self.text if self.text_pair is None else (self.text, self.text_pair)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from edgec_runtime.manifest import GroupQuality, Quality
 
+from edgec.data.examples import Text
 from edgec.data.metrics import cosines
-from edgec.data.readers import Text
 from edgec.state import Progress, no_progress
 
 _CHUNK = 32

@@ -17,8 +17,9 @@ from edgec_runtime.tasks.base import joined
 from edgec_runtime.tasks.classify import Classifier
 from edgec_runtime.tasks.embed import EmbeddingModel
 
+from edgec.data.examples import Example
 from edgec.data.metrics import accuracy, cosines, macro_f1, spearman
-from edgec.data.readers import Example, OnError, draw, read_examples
+from edgec.data.readers import OnError, draw, read_examples
 from edgec.errors import DataError, UserError
 from edgec.state import ModelState, Progress, no_progress
 

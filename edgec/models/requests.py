@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgec.data.readers import Text
+from edgec.data.examples import Text
 from edgec.errors import DataError
 
 

@@ -19,7 +19,7 @@ import torch
 from edgec_runtime.notices import TruncationWarning
 
 from edgec import __version__
-from edgec.data.readers import Text
+from edgec.data.examples import Text
 from edgec.errors import UserError
 from edgec.evaluation.quality import agreement
 from edgec.models.requests import requests_for

@@ -22,7 +22,7 @@ from edgec.yaml_tree import Problems, override
 from .result import Ranking
 
 if TYPE_CHECKING:
-    from edgec.data.readers import Text
+    from edgec.data.examples import Text
     from edgec.state import ModelState
 
 ROWS: Final = 64

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgec.data.readers import Example, Sample, draw, read_sample
+from edgec.data.examples import Example
+from edgec.data.readers import Sample, draw, read_sample
 from edgec.errors import DataError
 
 

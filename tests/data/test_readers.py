@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgec.data.readers import Example, read_examples, read_texts
+from edgec.data.examples import Example
+from edgec.data.readers import read_examples, read_texts
 from edgec.errors import DataError
 
 ROWS = [
