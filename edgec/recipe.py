@@ -12,7 +12,12 @@ from edgec_runtime.manifest import TASKS
 
 from edgec import resources
 from edgec.errors import UserError
-from edgec.resources import is_path, recipes_dir, suggestion
+from edgec.recipe_data import Data as Data
+from edgec.recipe_data import EvaluationData as EvaluationData
+from edgec.recipe_data import LabelledData as LabelledData
+from edgec.recipe_data import TextData as TextData
+from edgec.recipe_data import check_files, located
+from edgec.resources import is_path, suggestion
 from edgec.schema import INVALID, bounds, build, choices, internal, pattern, reader, to_plain
 from edgec.yaml_tree import (
     Problems,
@@ -33,15 +38,6 @@ FORMAT: Final = 1
 _HINT = "docs/recipes.md explains every key; `edgec recipes show minilm-int8` prints a whole recipe"
 
 
-def _column(node: yaml.Node, problems: Problems, key: str) -> Any:
-    """A column by name, or by number where the file has no header."""
-    value = plain(node)
-    if type(value) in (str, int) or value is None:
-        return value if value is None else str(value)
-    problems.add(node, key, "should be a column's name or its number")
-    return INVALID
-
-
 @dataclass(frozen=True)
 class ModelSource:
     """Which model: `source` is a hub id, a local folder or pkg://package/path.
@@ -56,42 +52,6 @@ class ModelSource:
     revision: str | None = None
     sha256: str | None = field(default=None, metadata=pattern("[0-9a-f]{64}", "64 hexadecimal digits"))
     trust_remote_code: bool = False
-
-
-@dataclass(frozen=True)
-class TextData:
-    """A file of texts. `text` is its path as the recipe gives it, `path` where it was found.
-
-    rows: how many to use, from the start; None: all. format: None where the file's ending tells it. Columns
-    are for files that have them. group_column: what a text belongs to, such as a language; `rows` are then spread
-    evenly over its values, and quality is judged by the worst of them.
-    """
-
-    text: str
-    rows: int | None = field(default=None, metadata=bounds(at_least=1))
-    format: Literal["text", "csv", "tsv", "jsonl"] | None = None
-    text_column: str | None = field(default=None, metadata=reader(_column))
-    text_pair_column: str | None = field(default=None, metadata=reader(_column))
-    group_column: str | None = field(default=None, metadata=reader(_column))
-    path: Path = field(default=Path(), metadata=internal())
-
-
-@dataclass(frozen=True)
-class EvaluationData(TextData):
-    """Texts to measure quality with. Without labels, answers are compared with the float model's."""
-
-    label_column: str | None = field(default=None, metadata=reader(_column))
-    metric: Literal["cosine", "accuracy", "macro_f1", "spearman"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.metric in ("accuracy", "macro_f1", "spearman") and self.label_column is None:
-            raise ValueError(f"the metric {self.metric} needs a label_column")
-
-
-@dataclass(frozen=True)
-class Data:
-    calibrate: TextData | None = None
-    evaluate: EvaluationData | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +142,7 @@ class Recipe:
     model: ModelSource
     targets: tuple[str, ...] = field(metadata=pattern(r"\S(.*\S)?", "a target's name or file"))
     summary: str = ""
-    data: Data = Data()
+    data: Data = field(default_factory=Data)
     passes: tuple[PassConfig, ...] = field(default=(), metadata=reader(_passes))
     export: ExportConfig = ExportConfig()
     budget: Budget = Budget()
@@ -223,8 +183,7 @@ def load_recipe(
     require_version(root, path, FORMAT)
     problems = Problems(str(path))
     recipe = build(Recipe, root, problems)
-    calibrate = _data_file("calibrate", root, path, problems)
-    evaluate = _data_file("evaluate", root, path, problems)
+    check_files(root, path, problems)
     targets = _target_names(root, path, problems)
     listed = lookup(root, "passes")
     if passes is not None and listed is not None:
@@ -239,10 +198,7 @@ def load_recipe(
     return replace(
         recipe,
         model=replace(recipe.model, source=source),
-        data=Data(
-            recipe.data.calibrate and replace(recipe.data.calibrate, path=calibrate),
-            recipe.data.evaluate and replace(recipe.data.evaluate, path=evaluate),
-        ),
+        data=located(recipe.data, root, path),
         targets=targets,
         source_path=path,
     )
@@ -268,19 +224,6 @@ def _build_passes(configs: Sequence[PassConfig], passes: Mapping[str, type], pro
             what = f"there is no pass {config.name!r}; {suggestion(config.name, passes)}"
             problems.add(config.node, f"passes.{i}", what)
     return tuple(made)
-
-
-def _data_file(name: str, root: yaml.Node, recipe: Path, problems: Problems) -> Path:
-    """Where the file of `data.NAME.text` is: beside the recipe, or among those that ship."""
-    node = lookup(root, "data", name, "text")
-    if node is None or not is_text(node):
-        return Path()
-    beside = Path(node.value) if from_override(node) else recipe.parent / node.value
-    for path in (beside, recipes_dir() / node.value):
-        if path.is_file():
-            return path
-    problems.add(node, f"data.{name}.text", f"there is no file {beside}")
-    return Path()
 
 
 def _target_names(root: yaml.Node, recipe: Path, problems: Problems) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ edgec: 1
 summary: a test
 model: {source: org/name, revision: main}
 data:
-  calibrate: {text: texts.txt, rows: 2, group_column: lang}
+  calibrate: {text: texts.csv, rows: 2, group_column: lang}
   evaluate: {text: pairs.tsv, text_column: 0, text_pair_column: b, group_column: 3, label_column: 2, metric: spearman}
 passes:
   - prune: {ratio: 0.25}
@@ -50,7 +50,7 @@ seed: 7
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "texts.txt").write_text("one\ntwo\n")
+    (tmp_path / "texts.csv").write_text("text,lang\none,en\ntwo,en\n")
     (tmp_path / "pairs.tsv").write_text("a\tb\t1\n")
     (tmp_path / "mine.yaml").write_text("edgec: 1\n")
     return tmp_path
@@ -72,7 +72,7 @@ def test_a_whole_recipe(folder: Path) -> None:
     recipe = load_recipe(write(folder), passes=PASSES)
     assert recipe.name == "test" and recipe.source_path == folder / "test.yaml" and recipe.seed == 7
     assert recipe.model.source == "org/name" and not recipe.model.trust_remote_code
-    assert recipe.data.calibrate and recipe.data.calibrate.path == folder / "texts.txt"
+    assert recipe.data.calibrate and recipe.data.calibrate.path == folder / "texts.csv"
     evaluate = recipe.data.evaluate
     assert evaluate and evaluate.path == folder / "pairs.tsv" and evaluate.metric == "spearman"
     assert (evaluate.text_column, evaluate.text_pair_column, evaluate.label_column) == ("0", "b", "2")
@@ -123,7 +123,7 @@ def test_the_calibration_texts_are_not_those_of_the_evaluation() -> None:
 
 
 def test_a_recipe_elsewhere_may_use_shipped_texts(folder: Path) -> None:
-    path = write(folder, GOOD.replace("texts.txt", "data/sentences-calibrate.txt"))
+    path = write(folder, GOOD.replace("texts.csv, rows: 2, group_column: lang", "data/sentences-calibrate.txt"))
     calibrate = load_recipe(path).data.calibrate
     assert calibrate and calibrate.path == resources.recipes_dir() / "data" / "sentences-calibrate.txt"
 
@@ -139,7 +139,7 @@ def test_a_recipe_elsewhere_may_use_shipped_texts(folder: Path) -> None:
             "rows: many",
             "test.yaml:5: data.calibrate.rows: should be a whole number, not the text 'many'",
         ),
-        ("texts.txt", "none.txt", "test.yaml:5: data.calibrate.text: there is no file none.txt"),
+        ("texts.csv", "none.csv", "test.yaml:5: data.calibrate.text: there is no file none.csv"),
         ("label_column: 2, ", "", "test.yaml:6: data.evaluate: the metric spearman needs a label_column"),
         (
             "text_column: 0",
@@ -231,7 +231,7 @@ def test_what_is_wrong_is_named(old: str, new: str, complaint: str, folder: Path
 
 
 def test_all_problems_of_a_recipe_come_together(folder: Path) -> None:
-    text = GOOD.replace("org/name", "[]").replace("texts.txt", "none.txt").replace("arm64", "arm46")
+    text = GOOD.replace("org/name", "[]").replace("texts.csv", "none.csv").replace("arm64", "arm46")
     text = text.replace("0.25", "7").replace("static", "statik").replace("seed", "sede")
     message = refused(folder, text, passes=PASSES)
     assert message.splitlines()[0] == "test.yaml has 6 problems"
@@ -267,12 +267,12 @@ def test_paths_of_the_file_start_at_its_folder_those_of_an_override_here(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "sub").mkdir()
-    (folder / "sub" / "other.txt").write_text("x\n")
+    (folder / "sub" / "other.tsv").write_text("x\n")
     write(folder, GOOD.replace("org/name", "./model"))
     monkeypatch.chdir(folder / "sub")
-    recipe = load_recipe("../test.yaml", overrides=["data.evaluate.text=other.txt", "data.evaluate.metric=cosine"])
-    assert recipe.data.evaluate and recipe.data.evaluate.path == Path("other.txt")
-    assert recipe.data.calibrate and recipe.data.calibrate.path.resolve() == folder / "texts.txt"
+    recipe = load_recipe("../test.yaml", overrides=["data.evaluate.text=other.tsv", "data.evaluate.metric=cosine"])
+    assert recipe.data.evaluate and recipe.data.evaluate.path == Path("other.tsv")
+    assert recipe.data.calibrate and recipe.data.calibrate.path.resolve() == folder / "texts.csv"
     assert Path(recipe.model.source).resolve() == folder / "model" and recipe.model.source.startswith("./")
     here = load_recipe("../test.yaml", overrides=["model.source=./model"])
     assert here.model.source == "./model"
