@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
+    from edgec.data.examples import Labelled, Text
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -127,7 +129,9 @@ class Quantization:
 class ModelState:
     """A model between two passes.
 
-    parts: named torch modules, each with `input_names` and `output_names` (edgec.nn.parts.Part).
+    parts: named torch modules, each with `input_names` and `output_names` (edgec.nn.parts.Part). sparse: parameters
+    whose zeros are meant, by "PART:NAME"; training leaves them zero. lora: the settings of adapters that are not
+    merged into the weights yet, as peft's LoraConfig takes them.
     """
 
     parts: Mapping[str, torch.nn.Module]
@@ -135,6 +139,8 @@ class ModelState:
     tokenizer: PreTrainedTokenizerFast
     quantization: Quantization | None = None
     history: tuple[PassRecord, ...] = ()
+    sparse: tuple[str, ...] = ()
+    lora: Mapping[str, Any] | None = None
 
 
 class Progress(Protocol):
@@ -149,16 +155,36 @@ def no_progress(label: str, total: int) -> Callable[[int], None]:
 
 
 @dataclass(frozen=True)
-class PassContext:
-    """What a pass may use besides the state: a folder of its own, calibration texts, a seed, progress.
+class TrainingData:
+    """What passes train on, all of it read and checked. train, validation: edgec.data.examples.Labelled, of one kind.
+    unlabelled: texts; a pair is a tuple of two strings.
+    """
 
-    texts: calibration inputs; a pair is a tuple of two strings.
+    train: tuple[Labelled, ...] = ()
+    validation: tuple[Labelled, ...] = ()
+    unlabelled: tuple[Text, ...] = ()
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may use besides the state: a folder of its own, texts and labelled data, a seed, progress.
+
+    texts: calibration inputs; a pair is a tuple of two strings. checkpoints: a folder of this pass that outlives a
+    kill, so that training goes on where it was; None: nothing is kept. load: another model by its source, such as a
+    teacher; it raises what load_model raises.
     """
 
     workdir: Path
-    texts: tuple[str | tuple[str, str], ...] = ()
+    texts: tuple[Text, ...] = ()
     seed: int = 0
     progress: Progress = no_progress
+    data: TrainingData = TrainingData()
+    checkpoints: Path | None = None
+
+    @property
+    def training_folder(self) -> Path:
+        """Where a pass that trains puts its checkpoints."""
+        return self.checkpoints or self.workdir / "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """A compressed model as a folder: what `edgec compress` leaves in OUT/model and `edgec export` takes.
 
     config.json, model.safetensors, tokenizer.json, tokenizer_config.json    as save_pretrained writes them
-    edgec.json    {"edgec": 2, "spec": ModelSpec, "quantization": Quantization or null, "history":
-    [PassRecord],
+    edgec.json    {"edgec": 3, "spec": ModelSpec, "quantization": Quantization or null, "sparse": [NAME],
+                   "lora": settings or null, "history": [PassRecord],
                    "files": {name: sha256}, "digest": sha256 of this file with an empty digest}
 
-The same state gives the same bytes. A reader refuses a folder of which any byte was changed.
+The same state gives the same bytes. A reader refuses a folder of which any byte was changed. Layers have the shapes of
+their tensors, whatever config.json says: heads and widths may differ from layer to layer.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ from typing import Any, Final
 from edgec_runtime.manifest import PassRecord
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
 
 from edgec.errors import ModelError, SystemFailure
 from edgec.models.config import load_config
 from edgec.models.files import first_line, read_object
 from edgec.models.part import make_part
 from edgec.models.quiet import quiet
+from edgec.models.skeleton import empty_model, fill
 from edgec.models.tokenizer import load_tokenizer, longest
-from edgec.models.weights import check_sha256, load_weights, sha256, weight_files
+from edgec.models.weights import check_sha256, sha256, weight_files
 from edgec.nn.parts import Part
+from edgec.nn.resize import heads_follow
 from edgec.state import LayerQuantization, ModelSpec, ModelState, PointQuantization, Quantization
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 BUILD_FILE: Final = "edgec.json"
 TENSOR_FILE: Final = "quantization.safetensors"
 _AGAIN: Final = "the folder was changed or cut short: make it again with `edgec compress`"
@@ -66,6 +70,8 @@ def _describe(state: ModelState, folder: Path) -> dict[str, Any]:
         "edgec": FORMAT_VERSION,
         "spec": dataclasses.asdict(state.spec),
         "quantization": None if state.quantization is None else _plain_quantization(state.quantization),
+        "sparse": list(state.sparse),
+        "lora": None if state.lora is None else dict(state.lora),
         "history": [dataclasses.asdict(record) for record in state.history],
         "files": {path.name: sha256((path,)) for path in sorted(folder.iterdir())},
         "digest": "",
@@ -84,16 +90,22 @@ def load_build(folder: Path, *, expected_sha256: str | None = None) -> ModelStat
     spec_fields = contents["spec"]
     labels = spec_fields["labels"]
     spec = ModelSpec(**{**spec_fields, "labels": None if labels is None else tuple(labels)})
-    check_sha256(weight_files(folder), expected_sha256, str(folder))
+    (weights,) = weight_files(folder)
+    check_sha256((weights,), expected_sha256, str(folder))
     config = load_config(folder)
     tokenizer = load_tokenizer(folder, config, spec.task)
-    model = load_weights(folder, config, spec.task)
+    model = empty_model(config, spec.task)
+    fill(model, load_tensors(weights), folder)
+    part = make_part(model, spec)
+    heads_follow(part)
     return ModelState(
-        parts={"encoder": make_part(model, spec)},
+        parts={"encoder": part},
         spec=spec,
         tokenizer=tokenizer,
         quantization=_quantization(contents["quantization"], folder),
         history=tuple(PassRecord(**record) for record in contents["history"]),
+        sparse=tuple(contents["sparse"]),
+        lora=contents["lora"],
     )
 
 

@@ -82,7 +82,7 @@ def _part(name: str, state: ModelState, module: Any) -> Part:
     config = module.model.config
     labels = state.spec.labels or ()
     size = {
-        "feature-extraction": (config.hidden_size,),
+        "feature-extraction": (module.hidden_size,),
         "text-classification": (len(labels),),
         "token-classification": (len(labels),),
         "question-answering": (),
@@ -104,9 +104,7 @@ def _part(name: str, state: ModelState, module: Any) -> Part:
 def _postprocessing(state: ModelState, module: Any, null_answers: bool, max_answer_tokens: int) -> Postprocessing:
     spec, tokenizer = state.spec, state.tokenizer
     if spec.task == "feature-extraction":
-        return Postprocessing(
-            dimension=int(module.model.config.hidden_size), pooling=spec.pooling, normalized=spec.normalize
-        )
+        return Postprocessing(dimension=int(module.hidden_size), pooling=spec.pooling, normalized=spec.normalize)
     if spec.task == "text-classification":
         return Postprocessing(activation="sigmoid" if spec.multi_label else "softmax")
     if spec.task == "token-classification":

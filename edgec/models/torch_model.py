@@ -35,9 +35,10 @@ class TorchEngine:
         self.module, self.inputs, self.outputs = module.eval(), inputs, outputs
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        device = next(self.module.parameters()).device  # on a GPU while it is being trained there
         with torch.inference_mode():
-            values = self.module(*(torch.from_numpy(feeds[name]) for name in self.inputs))
-        return {name: value.numpy() for name, value in zip(self.outputs, values, strict=True)}
+            values = self.module(*(torch.from_numpy(feeds[name]).to(device) for name in self.inputs))
+        return {name: value.cpu().numpy() for name, value in zip(self.outputs, values, strict=True)}
 
 
 def torch_model(state: ModelState, manifest: Manifest | None = None, *, schedule: str = "batches") -> Model:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from edgec.errors import ModelError
+from edgec.nn.layout import layers
 
 POOLINGS: Final = ("mean", "cls", "max")
 
@@ -55,6 +56,7 @@ class Part(nn.Module):
         if task == "feature-extraction" and pooling not in POOLINGS:
             raise ModelError(f"unknown pooling {pooling!r}", f"poolings are {', '.join(POOLINGS)}")
         self.model = model
+        self.adapter: nn.Module | None = None
         self.task = task
         self.boolean_mask = boolean_mask
         self.pooling = pooling
@@ -72,17 +74,42 @@ class Part(nn.Module):
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
+        result = self.model(**self.model_inputs(input_ids, attention_mask, token_type_ids))
+        if self.task == "feature-extraction":
+            return (self.embedding(result.last_hidden_state, attention_mask),)
+        return tuple(result[name] for name in self.output_names)
+
+    def states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """The hidden states of the encoder, each (batch, tokens, hidden): of the embeddings, then of every layer."""
+        inputs = self.model_inputs(input_ids, attention_mask, token_type_ids)
+        return tuple(self.model.base_model(**inputs, output_hidden_states=True).hidden_states)
+
+    def embedding(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, hidden) pooled to (batch, hidden) as the task says."""
+        embedding = pool(hidden, attention_mask, str(self.pooling))
+        if self.normalize:
+            embedding = nn.functional.normalize(embedding, p=2.0, dim=-1, eps=1e-12)
+        return embedding
+
+    def model_inputs(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """What the transformers model is called with."""
         mask = attention_mask
         if self.boolean_mask:
             mask = attention_mask[:, None, None, :].to(torch.bool).expand(-1, 1, input_ids.shape[1], -1)
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        result = self.model(input_ids=input_ids, attention_mask=mask, **types)
-        if self.task == "feature-extraction":
-            embedding = pool(result.last_hidden_state, attention_mask, str(self.pooling))
-            if self.normalize:
-                embedding = nn.functional.normalize(embedding, p=2.0, dim=-1, eps=1e-12)
-            return (embedding,)
-        return tuple(result[name] for name in self.output_names)
+        return {"input_ids": input_ids, "attention_mask": mask, **types}
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of the states that the head reads."""
+        return int(self.get_submodule(layers(self)[-1].down).out_features)
 
 
 def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:

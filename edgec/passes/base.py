@@ -17,8 +17,11 @@ class Pass(Protocol):
 
     name: ClassVar[str]
 
-    def requires_texts(self) -> None:
-        """Raises DataError where these options need calibration texts; called when there are none, before any work."""
+    def requires_data(self, ctx: PassContext) -> None:
+        """Raises DataError where these options need texts or labelled rows that `ctx` has none of.
+
+        Called before any model is loaded.
+        """
         ...
 
     def requires(self, state: ModelState) -> None:

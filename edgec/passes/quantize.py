@@ -83,8 +83,8 @@ class Quantize:
     def __post_init__(self) -> None:
         check_options(self)
 
-    def requires_texts(self) -> None:
-        if needed := self._needs_texts():
+    def requires_data(self, ctx: PassContext) -> None:
+        if not ctx.texts and (needed := self._needs_texts()):
             raise DataError(
                 f"{needed[0]} needs calibration texts", f"give data.calibrate in the recipe, or {needed[1]}"
             )
@@ -167,8 +167,7 @@ class Quantize:
         """What to observe. Where nothing is calibrated, one dummy tells which layers take part in the task."""
         if not self._needs_texts():
             return ("calibration",)
-        if not ctx.texts:
-            self.requires_texts()
+        self.requires_data(ctx)
         return ctx.texts[: self.steps] if self.scheme == "fully-quantized" else ctx.texts
 
     def _observer(self) -> MakeObserver | None:

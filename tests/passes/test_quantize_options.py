@@ -100,7 +100,8 @@ def test_options_are_checked_without_torch() -> None:
 )
 def test_what_needs_texts(options: dict[str, Any], message: str, remedy: str, bert: ModelState, tmp_path: Path) -> None:
     step = Quantize(**options)
-    for call in (step.requires_texts, lambda: run_pass(step, bert, PassContext(tmp_path))):
+    nothing = PassContext(tmp_path)
+    for call in (lambda: step.requires_data(nothing), lambda: run_pass(step, bert, nothing)):
         with pytest.raises(DataError, match=f"^{message} needs calibration texts$") as caught:
             call()
         assert caught.value.hint == f"give data.calibrate in the recipe, or {remedy}"
@@ -109,7 +110,7 @@ def test_what_needs_texts(options: dict[str, Any], message: str, remedy: str, be
 @pytest.mark.parametrize("scheme", ["dynamic", "weight-only"])
 def test_what_needs_none(scheme: Any, bert: ModelState, tmp_path: Path) -> None:
     step = Quantize(scheme=scheme)
-    step.requires_texts()
+    step.requires_data(PassContext(tmp_path))
     after = run_pass(step, bert, PassContext(tmp_path))
     assert after.quantization is not None and len(after.quantization.layers) == 13
     assert all(layer.input_range is None for layer in after.quantization.layers.values())

@@ -1,0 +1,82 @@
+"""What the passes that train have in common: the wiring between a state, its data and the training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgec.errors import DataError, UserError
+from edgec.state import ModelState, PassContext
+
+if TYPE_CHECKING:
+    from edgec.training.features import TrainingRow
+    from edgec.training.loop import TrainingReport
+    from edgec.training.objectives import Objective
+    from edgec.training.options import TrainingOptions
+
+
+def require_train(name: str, ctx: PassContext) -> None:
+    """Raises DataError where there are no labelled rows."""
+    if not ctx.data.train:
+        raise DataError(f"{name} needs labelled rows to train on", "give data.train in the recipe")
+
+
+def require_float(name: str, state: ModelState) -> None:
+    """Raises UserError where the model is quantized already."""
+    if state.quantization is not None:
+        raise UserError(
+            f"{name} trains in float, and the model is quantized already", f"put {name} before quantize in the recipe"
+        )
+
+
+def fit(
+    state: ModelState,
+    rows: Sequence[TrainingRow],
+    objective: Objective,
+    options: TrainingOptions,
+    ctx: PassContext,
+    *,
+    label: str,
+    callbacks: Sequence[Any] = (),
+    folder: str = "",
+) -> TrainingReport:
+    """Train the part of `state` in place; the best weights on ctx.data.validation are kept, where there is that.
+
+    The zeros of state.sparse stay zero. folder: below the pass's own, where one pass trains more than once.
+    """
+    from edgec.training.loop import train
+
+    ((name, part),) = state.parts.items()
+    held = [key.removeprefix(f"{name}:") for key in state.sparse if key.startswith(f"{name}:")]
+    return train(
+        part,
+        rows,
+        objective,
+        options,
+        pad_id=int(state.tokenizer.pad_token_id or 0),
+        seed=ctx.seed,
+        folder=ctx.training_folder / folder,
+        label=label,
+        validate=(lambda: scores(state, ctx)) if ctx.data.validation else None,
+        metric=options.metric,
+        held=held,
+        callbacks=callbacks,
+        progress=ctx.progress,
+    )
+
+
+def scores(state: ModelState, ctx: PassContext) -> Mapping[str, float]:
+    """What the model of `state` scores on ctx.data.validation; the first figure is its task's main one."""
+    from edgec.models.torch_model import torch_model
+    from edgec.scoring import score
+
+    with torch_model(state) as model:
+        return score(model, ctx.data.validation, where="data.validation")
+
+
+def copied(state: ModelState) -> ModelState:
+    """`state` with copies of its parts, which may be changed."""
+    import copy
+
+    return dataclasses.replace(state, parts={name: copy.deepcopy(part) for name, part in state.parts.items()})

@@ -1,0 +1,1 @@
+"""Training: one thin layer over transformers.Trainer, in which objectives plug in."""

@@ -1,0 +1,122 @@
+"""What happens beside the steps of training: progress, checkpoints, the best weights, zeros that stay."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import transformers
+from torch import nn
+
+from edgec.errors import PassError
+from edgec.state import Progress
+
+SECONDS_BETWEEN: Final = 60.0
+"""How much work a kill may cost: a checkpoint is three times the model, so one every few steps would cost more."""
+
+
+class Log(transformers.TrainerCallback):
+    """Progress, and an end to a training that has diverged."""
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self.progress, self.label = progress, label
+        self.done: Callable[[int], None] = lambda step: None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.done = self.progress(self.label, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.done(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.done(state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise PassError(
+                f"{self.label}: the loss is {loss} at step {state.global_step}", "lower learning_rate, or raise warmup"
+            )
+
+
+class Checkpoints(transformers.TrainerCallback):
+    """Asks for a checkpoint where SECONDS_BETWEEN have passed since the one before."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = SECONDS_BETWEEN if seconds is None else seconds
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        due = time.monotonic() - self.last >= self.seconds
+        if args.world_size > 1:  # all processes save together, so the first one's clock counts
+            flag = torch.tensor([float(due)])
+            torch.distributed.broadcast(flag, src=0)
+            due = bool(flag.item())
+        if due:
+            control.should_save = True
+            self.last = time.monotonic()
+
+
+class Best(transformers.TrainerCallback):
+    """Keeps the weights of the best score, and ends training after `patience` scores that were no better.
+
+    main: the figure that decides. What it knows is written beside each checkpoint, so that a run that goes on after a
+    kill ends with the same weights.
+    """
+
+    def __init__(self, learner: nn.Module, folder: Path, main: str, patience: int | None) -> None:
+        self.learner, self.folder, self.main, self.patience = learner, folder, main, patience
+        self.step: int | None = None
+        self.score = -math.inf
+        self.waited = 0
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **_: Any
+    ) -> None:
+        score = (metrics or {})[self.main]
+        if score > self.score:
+            self.score, self.step, self.waited = score, state.global_step, 0
+            self.weights = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}
+        else:
+            self.waited += 1
+            if self.patience is not None and self.waited >= self.patience:
+                control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        place = self.folder / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and self.step is not None:
+            torch.save(self.weights, place / "best.pt")
+            known = {"step": self.step, "score": self.score, "waited": self.waited}
+            (place / "best.json").write_text(json.dumps(known), encoding="utf-8")
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take up what was written beside `checkpoint`, where a score was known by then."""
+        if (checkpoint / "best.json").is_file():
+            known = json.loads((checkpoint / "best.json").read_text(encoding="utf-8"))
+            self.step, self.score, self.waited = known["step"], known["score"], known["waited"]
+            self.weights = torch.load(checkpoint / "best.pt", weights_only=True)
+
+    def restore(self) -> None:
+        """Give the learner the best weights."""
+        if self.weights:
+            self.learner.load_state_dict(self.weights)
+
+
+class Held(transformers.TrainerCallback):
+    """Zeros that were there before training are put back after every step."""
+
+    def __init__(self, part: nn.Module, names: Sequence[str]) -> None:
+        self.parameters = [part.get_parameter(name) for name in names]
+        self.kept = [parameter.detach() != 0 for parameter in self.parameters]
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        with torch.no_grad():
+            for parameter, kept in zip(self.parameters, self.kept, strict=True):
+                parameter.mul_(kept.to(parameter.device))

@@ -1,0 +1,205 @@
+"""Labelled rows as the tensors that training reads.
+
+Texts go through the runtime's own Encoder: the same pieces, the same cuts and the same windows as on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from edgec_runtime.tasks.tag import words
+from edgec_runtime.text import Encoder
+
+from edgec.data.examples import Example, Labelled, Question, Tagged, Text
+from edgec.errors import DataError
+from edgec.models.describe import describe
+from edgec.models.torch_model import tokenizer_json
+from edgec.state import ModelState
+
+if TYPE_CHECKING:
+    from edgec_runtime.text import Encoded, Row
+
+IGNORED: Final = -100
+"""The label of a token that has none: a later piece of a word, a special token, padding."""
+
+Batch = dict[str, torch.Tensor]
+"""input_ids, attention_mask and token_type_ids, int32 (batch, tokens), and the targets of the task, int64 or float32:
+
+    text-classification     label (batch,), or (batch, labels) of 0 and 1 where a text may have several
+    token-classification    labels (batch, tokens), IGNORED where a token has none
+    question-answering      start, end (batch,): 0, the first token, where this window has no answer
+    feature-extraction      score (batch,) and the second text as other_input_ids ...; nothing for texts without scores
+"""
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One row of ids with its targets; `other` is the second text of a pair that is embedded apart."""
+
+    ids: npt.NDArray[np.int32]
+    type_ids: npt.NDArray[np.int32]
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    other: TrainingRow | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Featurizer:
+    """Makes rows for the model of `state`, as its bundle would.
+
+    max_length: tokens a row at most, None: the model's. Raises DataError where an example does not fit the task.
+    """
+
+    def __init__(self, state: ModelState, *, max_length: int | None = None) -> None:
+        preprocessing = describe(state).preprocessing
+        if max_length is not None and max_length < preprocessing.max_length:
+            stride = min(preprocessing.stride, max_length // 4)
+            preprocessing = replace(preprocessing, max_length=max_length, stride=stride)
+        self.encoder = Encoder(tokenizer_json(state), preprocessing)
+        self.spec = state.spec
+        self.pad_id = preprocessing.pad_id
+        self._labels = {label: index for index, label in enumerate(state.spec.labels or ())}
+
+    def labelled(self, examples: Sequence[Labelled]) -> list[TrainingRow]:
+        """Rows with targets; a long sentence or context gives several."""
+        return [row for example in examples for row in self._rows(example)]
+
+    def texts(self, texts: Sequence[Text]) -> list[TrainingRow]:
+        """Rows without targets. A pair is one row where the model reads pairs, else two."""
+        if self.spec.pairs:
+            return [_row(row) for text in texts for row in self._request(text).rows]
+        singles = [single for text in texts for single in (text if isinstance(text, tuple) else (text,))]
+        return [_row(row) for text in singles for row in self.encoder.single(text).rows]
+
+    def _rows(self, example: Labelled) -> list[TrainingRow]:
+        task = self.spec.task
+        if task == "token-classification" and isinstance(example, Tagged):
+            return self._tagged(example)
+        if task == "question-answering" and isinstance(example, Question):
+            return self._question(example)
+        if task == "text-classification" and isinstance(example, Example):
+            (row,) = self._request(example.request).rows
+            return [_row(row, {"label": self._label(example)})]
+        if task == "feature-extraction" and isinstance(example, Example) and example.text_pair is not None:
+            first, second = (self.encoder.single(text).rows[0] for text in (example.text, example.text_pair))
+            return [TrainingRow(first.ids, first.type_ids, {"score": _score(example)}, _row(second))]
+        raise DataError(
+            f"a {type(example).__name__.lower()} cannot train a model for {task}",
+            "give data.train in the format of the task: conll or conllu for token-classification, squad for "
+            "question-answering, pairs with scores for feature-extraction",
+        )
+
+    def _request(self, text: Text) -> Encoded:
+        return self.encoder.pair(*text) if isinstance(text, tuple) else self.encoder.single(text)
+
+    def _label(self, example: Example) -> Any:
+        if not self.spec.multi_label:
+            return self._index(str(example.label), example.line)
+        hot = np.zeros(len(self._labels), np.float32)
+        for label in example_labels(example):
+            hot[self._index(label, example.line)] = 1
+        return hot
+
+    def _index(self, label: str, line: int) -> int:
+        if label not in self._labels:
+            known = ", ".join(list(self._labels)[:20])
+            raise DataError(f"line {line} has the label {label!r}, which the model does not have", f"it has {known}")
+        return self._labels[label]
+
+    def _tagged(self, sentence: Tagged) -> list[TrainingRow]:
+        encoded = self.encoder.windows(sentence.text)
+        labels = np.full(len(encoded.content), IGNORED, np.int64)
+        tokens = first_tokens(sentence, encoded)
+        for token, tag in zip(tokens, sentence.tags, strict=True):
+            if token is not None:
+                labels[token] = self._index(tag, sentence.line)
+        rows = []
+        for row in encoded.rows:
+            targets = np.full(len(row.ids), IGNORED, np.int64)
+            targets[row.start : row.start + row.count] = labels[row.first : row.first + row.count]
+            if (targets != IGNORED).any():
+                rows.append(_row(row, {"labels": targets}))
+        return rows
+
+    def _question(self, question: Question) -> list[TrainingRow]:
+        encoded = self.encoder.pair_windows(question.question, question.context)
+        span = _answer_tokens(question, encoded)
+        rows = []
+        for row in encoded.rows:
+            start = end = 0
+            if span is not None and row.first <= span[0] and span[1] < row.first + row.count:
+                start, end = (row.start + token - row.first for token in span)
+            rows.append(_row(row, {"start": start, "end": end}))
+        return rows
+
+
+def example_labels(example: Example) -> list[str]:
+    """The labels of an example that may have several: they stand in one field, parted by "|"."""
+    return [label for label in str(example.label or "").split("|") if label]
+
+
+def first_tokens(sentence: Tagged, encoded: Encoded) -> list[int | None]:
+    """The token whose label counts, for each word, by its place in the content; None where a word has no token."""
+    found = {word.start: word.token for word in words(sentence.text, encoded.content, len(encoded.content))}
+    tokens: list[int | None] = []
+    for start, word in zip(sentence.starts, sentence.words, strict=True):
+        # A character that the tokenizer drops may stand first.
+        tokens.append(next((found[c] for c in range(start, start + len(word)) if c in found), None))
+    return tokens
+
+
+def collate(rows: Sequence[TrainingRow], pad_id: int) -> Batch:
+    """Rows padded to the longest of them, as one batch."""
+    batch = _padded([(row.ids, row.type_ids) for row in rows], pad_id, "")
+    if rows[0].other is not None:
+        others = [row.other for row in rows if row.other is not None]
+        batch |= _padded([(other.ids, other.type_ids) for other in others], pad_id, "other_")
+    tokens = batch["input_ids"].shape[1]
+    for name in rows[0].targets:
+        values = [row.targets[name] for row in rows]
+        if name == "labels":
+            values = [np.pad(value, (0, tokens - len(value)), constant_values=IGNORED) for value in values]
+        batch[name] = torch.from_numpy(np.asarray(values))
+        if batch[name].dtype == torch.float64:
+            batch[name] = batch[name].float()
+    return batch
+
+
+def _padded(rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]], pad_id: int, prefix: str) -> Batch:
+    shape = len(rows), max(len(ids) for ids, _ in rows)
+    ids, types, mask = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for place, (row_ids, row_types) in enumerate(rows):
+        ids[place, : len(row_ids)], types[place, : len(row_ids)], mask[place, : len(row_ids)] = row_ids, row_types, 1
+    names = f"{prefix}input_ids", f"{prefix}attention_mask", f"{prefix}token_type_ids"
+    return {name: torch.from_numpy(array) for name, array in zip(names, (ids, mask, types), strict=True)}
+
+
+def _row(row: Row, targets: Mapping[str, Any] | None = None) -> TrainingRow:
+    return TrainingRow(row.ids, row.type_ids, targets or {})
+
+
+def _score(example: Example) -> float:
+    try:
+        return float(str(example.label))
+    except ValueError:
+        raise DataError(
+            f"line {example.line}: the score {example.label!r} is not a number", "name the column of the scores"
+        ) from None
+
+
+def _answer_tokens(question: Question, encoded: Encoded) -> tuple[int, int] | None:
+    """The first and the last token of the first answer, by their places in the context; None where there is none."""
+    if not question.answers:
+        return None
+    answer = question.answers[0]
+    begin, end = answer.start, answer.start + len(answer.text)
+    inside = [
+        token for token, (left, right) in enumerate(encoded.content.encoding.offsets) if left < end and right > begin
+    ]
+    return (inside[0], inside[-1]) if inside else None
