@@ -10,19 +10,27 @@ Text = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Example:
-    """A text or a pair of texts. `groups` maps each column that was asked for to the row's value in it. line: where the
-    row begins."""
+    """A text or a pair of texts. `groups` maps each column that was asked for to the row's value in it. line, path:
+    where the row begins. labels: where a text may have several, or none of them; `label` then has them parted by "|".
+    """
 
     text: str
     text_pair: str | None = None
     label: str | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
     line: int = field(default=0, compare=False)
+    labels: tuple[str, ...] | None = None
+    path: str = field(default="", compare=False)
 
     @property
     def request(self) -> Text:
         """What a model is asked: the text, or the pair."""
         return self.text if self.text_pair is None else (self.text, self.text_pair)
+
+    @property
+    def every_label(self) -> tuple[str, ...]:
+        """The labels of a text that may have several, or none; else the one that it has."""
+        return self.labels if self.labels is not None else (str(self.label),)
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Tagged:
     tags: tuple[str, ...]
     groups: Mapping[str, str] = field(default_factory=dict)
     line: int = field(default=0, compare=False)
+    path: str = field(default="", compare=False)
 
     @property
     def text(self) -> str:
@@ -68,6 +77,7 @@ class Question:
     answers: tuple[Answer, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
     line: int = field(default=0, compare=False)
+    path: str = field(default="", compare=False)
 
     @property
     def request(self) -> dict[str, str]:
