@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, Final
 from edgec_runtime.manifest import Manifest
 
 from edgec import budget
-from edgec.data.examples import Text
-from edgec.data.readers import Sample, read_sample
+from edgec.data.readers import Sample
 from edgec.devices import compare, open_device
 from edgec.devices.replay import reproduced
 from edgec.errors import BudgetMissed
 from edgec.files import atomic_folder, require_free
-from edgec.passes import PASSES, run_pass
+from edgec.passes import PASSES
 from edgec.passes.cache import PassCache
-from edgec.recipe import Recipe, TextData, check_passes, load_recipe
+from edgec.recipe import Recipe, load_recipe
 from edgec.report import Report, make_report, write_report
-from edgec.state import ModelState, PassContext, Progress, no_progress
+from edgec.sequence import final_task, read_data, run_passes
+from edgec.state import ModelState, Progress, no_progress
 from edgec.target import Target, detect, load_target, misfits
 from edgec.task_rules import check_recipe
 
@@ -66,14 +66,12 @@ def compress(
     """
     started = time.monotonic()
     asked = load_recipe(recipe, overrides=overrides, passes=PASSES)
-    check_recipe(asked, asked.model.task)
+    check_recipe(asked, final_task(asked))
     targets = [load_target(name) for name in asked.targets]
     out = Path(out) if out is not None else Path("build") / asked.name
     require_free(out, force=force)
-    calibration, evaluation = (_sample(data) for data in (asked.data.calibrate, asked.data.evaluate))
-    if not calibration.texts:
-        for step in check_passes(asked, PASSES):
-            step.requires_texts()
+    data = read_data(asked, say)
+    calibration, evaluation = data.calibration, data.evaluation
     cache = PassCache(out, resume=resume)
 
     with open_device(on) as device, atomic_folder(out, force=force) as work, cache:
@@ -88,7 +86,7 @@ def compress(
         from edgec.models import save_build
         from edgec.page import write_page
 
-        state = _compressed(asked, calibration.texts, cache, work, progress, say)
+        state = run_passes(asked, data, cache, work, progress, say)
         say("trace the float graph and compare it with torch")
         exporter = _exporter(state, asked)
         baseline = exporter.write(work / "baseline", measured or targets[0], precision=FP32)
@@ -172,7 +170,6 @@ class _Build:
         """Write and score the bundle of every target, by its name. What lies there is replaced."""
         from edgec.bundle import annotate
         from edgec.evaluation import bundle_quality
-        from edgec.graph.forms import DEFAULT_FORMS
 
         made = {}
         for target in self.targets:
@@ -180,7 +177,7 @@ class _Build:
             folder, found = self.work / "bundles" / target.name, None
             # What was measured holds for the machine that it was measured on; a replayed choice holds for all.
             here = target == self.timed or self.choices.source == "replayed"
-            forms = self.choices.forms if here else DEFAULT_FORMS
+            forms = self.choices.forms if here else target.forms
             exporter.write(folder, target, forms=forms, min_cosine=self._min_cosine, force=True)
             data = self.asked.data.evaluate
             if data is not None:
@@ -283,49 +280,6 @@ def require_budget(report: Report) -> None:
         )
 
 
-def _compressed(
-    asked: Recipe,
-    calibration: tuple[Text, ...],
-    cache: PassCache,
-    work: Path,
-    progress: Progress,
-    say: Say,
-) -> ModelState:
-    """The model after all passes of the recipe."""
-    from edgec.models import load_model
-
-    state = load_model(
-        asked.model.source,
-        task=asked.model.task,
-        revision=asked.model.revision,
-        sha256=asked.model.sha256,
-        trust_remote_code=asked.model.trust_remote_code,
-        max_length=asked.export.max_length,
-    )
-    spec = state.spec
-    check_recipe(
-        asked,
-        spec.task,
-        max_length=spec.max_length,
-        multi_label=spec.multi_label,
-        dynamic=state.quantization is not None and not state.quantization.batch_invariant,
-    )
-    original = state
-    done: list[dict[str, Any]] = []
-    for config, step in zip(asked.passes, check_passes(asked, PASSES), strict=True):
-        done.append({config.name: dataclasses.asdict(step)})
-        key = cache.key(original, done, calibration, asked.seed)
-        cached = cache.get(key)
-        if cached is not None:
-            say(f"pass {config.name}: taken from the interrupted run")
-            state = cached
-            continue
-        say(f"pass {config.name}")
-        state = run_pass(step, state, PassContext(work, calibration, asked.seed, progress))
-        cache.put(key, state)
-    return state
-
-
 def _exporter(state: ModelState, asked: Recipe) -> Exporter:
     from edgec.exporter import Exporter
 
@@ -339,19 +293,6 @@ def _exporter(state: ModelState, asked: Recipe) -> Exporter:
         null_answers=settings.null_answers,
         max_answer_tokens=settings.max_answer_tokens,
         seed=asked.seed,
-    )
-
-
-def _sample(data: TextData | None) -> Sample:
-    if data is None:
-        return Sample()
-    return read_sample(
-        data.path,
-        format=data.format,
-        text=data.text_column,
-        text_pair=data.text_pair_column,
-        group=data.group_column,
-        rows=data.rows,
     )
 
 

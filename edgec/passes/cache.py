@@ -26,10 +26,13 @@ class PassCache:
             self.clear()
 
     @staticmethod
-    def key(original: ModelState, passes: Sequence[dict[str, Any]], texts: Sequence[Any], seed: int) -> str:
-        """Of the result of the last of `passes` (name -> options, in order), applied to `original`."""
+    def key(original: ModelState, passes: Sequence[dict[str, Any]], data: Sequence[Any], seed: int) -> str:
+        """Of the result of the last of `passes` (name -> options, in order), applied to `original`.
+
+        data: everything that a pass may read, texts and labelled rows.
+        """
         facts = [__version__, asdict(original.spec), original.tokenizer.backend_tokenizer.to_str()]
-        text = json.dumps([facts, list(passes), list(texts), seed], sort_keys=True, default=str)
+        text = json.dumps([facts, list(passes), list(data), seed], sort_keys=True, default=str)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
     def get(self, key: str) -> ModelState | None:
@@ -48,6 +51,10 @@ class PassCache:
 
         shutil.rmtree(self.folder / key, ignore_errors=True)
         save_build(state, self.folder / key)
+
+    def training_folder(self, key: str) -> Path:
+        """Where the pass of that key keeps its checkpoints while it trains."""
+        return self.folder / f"{key}.training"
 
     def __enter__(self) -> Self:
         return self

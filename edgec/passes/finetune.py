@@ -27,9 +27,9 @@ class Finetune(TrainingOptions):
     task: what to train for; null: the model's own task. A model made for another one, such as a sentence encoder, gets
     a new head. train: what learns, "all" of the model or the "head" alone, on a frozen encoder. labels: of
     classification tasks, in the order of the outputs; null: those that data.train has, "O" first. multi_label: a text
-    may have several labels, which stand in one field, parted by "|". class_weights: what a label's rows count in the
-    loss: the "same", or "balanced", each label as much as any other (the mean weight is 1). max_score: the score of two
-    texts that mean the same; feature-extraction. max_length: tokens a training row; null: the model's. {MEANINGS}"""
+    may have several labels, or none (data.train.label_separator parts them). class_weights: what a label's rows count in
+    the loss: the "same", or "balanced", each label as much as any other (the mean weight is 1). max_score: the score of
+    two texts that mean the same; feature-extraction. max_length: tokens a training row; null: the model's. {MEANINGS}"""
 
     name: ClassVar[str] = "finetune"
 
@@ -127,9 +127,7 @@ def _occurrences(examples: Sequence[Labelled], multi_label: bool) -> Counter[str
         elif isinstance(example, Example):
             if example.label is None:
                 raise DataError("data.train has no labels", "name their column: data.train.label_column")
-            counts.update(
-                [label for label in example.label.split("|") if label] if multi_label else [str(example.label)]
-            )
+            counts.update(example.every_label if multi_label else [example.label])
     return counts
 
 

@@ -100,16 +100,16 @@ class Featurizer:
 
     def _label(self, example: Example) -> Any:
         if not self.spec.multi_label:
-            return self._index(str(example.label), example.line)
+            return self._index(str(example.label), _place(example))
         hot = np.zeros(len(self._labels), np.float32)
-        for label in example_labels(example):
-            hot[self._index(label, example.line)] = 1
+        for label in example.every_label:
+            hot[self._index(label, _place(example))] = 1
         return hot
 
-    def _index(self, label: str, line: int) -> int:
+    def _index(self, label: str, where: str) -> int:
         if label not in self._labels:
             known = ", ".join(list(self._labels)[:20])
-            raise DataError(f"line {line} has the label {label!r}, which the model does not have", f"it has {known}")
+            raise DataError(f"{where} has the label {label!r}, which the model does not have", f"it has {known}")
         return self._labels[label]
 
     def _tagged(self, sentence: Tagged) -> list[TrainingRow]:
@@ -118,7 +118,7 @@ class Featurizer:
         tokens = first_tokens(sentence, encoded)
         for token, tag in zip(tokens, sentence.tags, strict=True):
             if token is not None:
-                labels[token] = self._index(tag, sentence.line)
+                labels[token] = self._index(tag, _place(sentence))
         rows = []
         for row in encoded.rows:
             targets = np.full(len(row.ids), IGNORED, np.int64)
@@ -137,11 +137,6 @@ class Featurizer:
                 start, end = (row.start + token - row.first for token in span)
             rows.append(_row(row, {"start": start, "end": end}))
         return rows
-
-
-def example_labels(example: Example) -> list[str]:
-    """The labels of an example that may have several: they stand in one field, parted by "|"."""
-    return [label for label in str(example.label or "").split("|") if label]
 
 
 def first_tokens(sentence: Tagged, encoded: Encoded) -> list[int | None]:
@@ -184,12 +179,16 @@ def _row(row: Row, targets: Mapping[str, Any] | None = None) -> TrainingRow:
     return TrainingRow(row.ids, row.type_ids, targets or {})
 
 
+def _place(example: Labelled) -> str:
+    return f"{example.path or 'data.train'}:{example.line}"
+
+
 def _score(example: Example) -> float:
     try:
         return float(str(example.label))
     except ValueError:
         raise DataError(
-            f"line {example.line}: the score {example.label!r} is not a number", "name the column of the scores"
+            f"{_place(example)}: the score {example.label!r} is not a number", "name the column of the scores"
         ) from None
 
 

@@ -1,0 +1,124 @@
+"""All passes of a recipe, one after the other, on the data that it names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgec.data.load import read_labelled, read_sample, read_unlabelled
+from edgec.data.readers import Sample
+from edgec.passes import PASSES, run_pass
+from edgec.passes.cache import PassCache
+from edgec.recipe import Recipe, check_passes
+from edgec.state import ModelState, PassContext, Progress, TrainingData
+from edgec.task_rules import check_recipe
+
+if TYPE_CHECKING:
+    from edgec.data.examples import Labelled
+    from edgec.recipe_data import LabelledData
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """What the recipe's files hold, read and checked before any model is loaded.
+
+    counts: by name of the data, its rows, those skipped as malformed, and the tags that were repaired.
+    """
+
+    calibration: Sample
+    evaluation: Sample
+    training: TrainingData
+    counts: dict[str, dict[str, int]]
+
+    @property
+    def facts(self) -> list[Any]:
+        """All that a pass may depend on, for the name of its cached result."""
+        return [self.calibration.texts, *(getattr(self.training, f.name) for f in dataclasses.fields(self.training))]
+
+
+def final_task(asked: Recipe) -> str | None:
+    """The task of the model after all passes, as far as the recipe tells it."""
+    named = [step.options["task"] for step in asked.passes if step.options.get("task") is not None]
+    return str(named[-1]) if named else asked.model.task
+
+
+def read_data(asked: Recipe, say: Say) -> RecipeData:
+    """Read every file that the recipe names, and ask each pass whether what it needs is there.
+
+    Raises DataError for a file, RecipeError for options, and what the passes raise for data that is not there.
+    """
+    wanted = asked.data
+    labelled: dict[str, tuple[Labelled, ...]] = {"train": (), "validation": ()}
+    counts: dict[str, dict[str, int]] = {}
+    for name in labelled:
+        data: LabelledData | None = getattr(wanted, name)
+        if data is not None:
+            say(f"read data.{name}")
+            rows = read_labelled(data)
+            labelled[name] = rows.examples
+            counts[name] = {"rows": len(rows.examples), "skipped": rows.skipped, "repaired": rows.repaired}
+    unlabelled = () if wanted.unlabelled is None else read_unlabelled(wanted.unlabelled)
+    if unlabelled:
+        counts["unlabelled"] = {"rows": len(unlabelled), "skipped": 0, "repaired": 0}
+    training = TrainingData(labelled["train"], labelled["validation"], unlabelled)
+    calibration, evaluation = (
+        Sample() if data is None else read_sample(data) for data in (wanted.calibrate, wanted.evaluate)
+    )
+    found = RecipeData(calibration, evaluation, training, counts)
+    context = PassContext(Path(), found.calibration.texts, data=training)
+    for step in check_passes(asked, PASSES):
+        step.requires_data(context)
+    return found
+
+
+def run_passes(
+    asked: Recipe, data: RecipeData, cache: PassCache, work: Path, progress: Progress, say: Say
+) -> ModelState:
+    """The model of the recipe after all its passes; those that `cache` knows are not done again."""
+    from edgec.models import load_model
+
+    state = load_model(
+        asked.model.source,
+        task=asked.model.task,
+        revision=asked.model.revision,
+        sha256=asked.model.sha256,
+        trust_remote_code=asked.model.trust_remote_code,
+        max_length=asked.export.max_length,
+    )
+    changed = final_task(asked) not in (None, asked.model.task)
+    _check(asked, state, None if changed else state.spec.task)
+    original = state
+    done: list[dict[str, Any]] = []
+    for config, step in zip(asked.passes, check_passes(asked, PASSES), strict=True):
+        done.append({config.name: dataclasses.asdict(step)})
+        key = cache.key(original, done, data.facts, asked.seed)
+        cached = cache.get(key)
+        if cached is not None:
+            say(f"pass {config.name}: taken from the interrupted run")
+            state = cached
+            continue
+        say(f"pass {config.name}")
+        context = PassContext(
+            work, data.calibration.texts, asked.seed, progress, data.training, cache.training_folder(key)
+        )
+        state = run_pass(step, state, context)
+        cache.put(key, state)
+    _check(asked, state, state.spec.task)
+    return state
+
+
+def _check(asked: Recipe, state: ModelState, task: str | None) -> None:
+    """Whether the recipe asks only for what this model can do."""
+    spec = state.spec
+    check_recipe(
+        asked,
+        task,
+        max_length=spec.max_length,
+        multi_label=spec.multi_label,
+        dynamic=state.quantization is not None and not state.quantization.batch_invariant,
+    )
