@@ -12,7 +12,8 @@ from edgec_runtime.manifest import GroupQuality, Quality
 from float_bundles import write_float_bundle
 from tiny_models import LABELS, SENTENCES, tiny
 
-from edgec.data.readers import Sample, read_sample
+from edgec.data.load import read_sample
+from edgec.data.readers import Sample
 from edgec.errors import DataError
 from edgec.evaluation import Evaluation, bundle_quality, evaluate, quality
 from edgec.evaluation.bundles import _scored
@@ -93,7 +94,7 @@ def data(tmp_path: Path) -> Path:
 
 def read(data: Path, **options: Any) -> tuple[EvaluationData, Sample]:
     asked = EvaluationData(str(data), path=data, **options)
-    return asked, read_sample(data, text=asked.text_column, group=asked.group_column, rows=asked.rows)
+    return asked, read_sample(asked)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])

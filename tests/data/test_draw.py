@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgec.data.examples import Example
-from edgec.data.readers import Sample, draw, read_sample
+from edgec.data.load import read_sample
+from edgec.data.readers import Sample, draw
 from edgec.errors import DataError
+from edgec.recipe import TextData
 
 
 def examples(groups: str) -> list[Example]:
@@ -52,13 +55,13 @@ def test_more_groups_than_rows() -> None:
 def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "texts.csv"
     path.write_text("text,pair,lang\na,x,en\nb,y,en\nc,z,de\nd,w,1\n", encoding="utf-8")
-    sample = read_sample(path, group="lang", rows=3)
-    assert sample == Sample(("a", "c", "d"), ("en", "de", "1"))
-    assert read_sample(path, group="lang").counts == {"1": 1, "de": 1, "en": 2}
-    assert read_sample(path, text_pair="pair", rows=2) == Sample((("a", "x"), ("b", "y")))
-    assert read_sample(path, rows=2).counts == {}
+    data = TextData(path.name, path=path, text_column="text")
+    assert read_sample(replace(data, group_column="lang", rows=3)) == Sample(("a", "c", "d"), ("en", "de", "1"))
+    assert read_sample(replace(data, group_column="lang")).counts == {"1": 1, "de": 1, "en": 2}
+    assert read_sample(replace(data, text_pair_column="pair", rows=2)) == Sample((("a", "x"), ("b", "y")))
+    assert read_sample(replace(data, rows=2)).counts == {}
     with pytest.raises(DataError, match="no column 'language'"):
-        read_sample(path, group="language")
+        read_sample(replace(data, group_column="language"))
 
 
 def test_some_of_all() -> None:
