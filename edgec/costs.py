@@ -1,9 +1,9 @@
 """Which forms of a graph are fastest on a machine: measured once, kept for each machine, onnxruntime and model shape.
 
 The forms compute the same (edgec.graph.forms); which is faster depends on the CPU and on onnxruntime's kernels. Each
-alternative is exported as a bundle of its own and timed on the device, interleaved with the default form, at one row of
-JUDGED_SHAPE tokens on one thread. An alternative is taken where it was faster by more than GAIN, and in nine rounds of
-ten. docs/costs.md explains the table and how a choice is repeated on another machine.
+alternative is exported as a bundle of its own and timed on the device, interleaved with the target's default forms, at
+one row of JUDGED_SHAPE tokens on one thread. An alternative is taken where it was faster by more than GAIN, and in nine
+rounds of ten. docs/costs.md explains the table and how a choice is repeated on another machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args, get_type_hints
 
 from edgec_runtime import integrity
 
@@ -23,8 +23,8 @@ from edgec.budget import JUDGED_SHAPE
 from edgec.devices import compare
 from edgec.devices.sysroot import cache_folder
 from edgec.errors import UserError
-from edgec.graph.forms import DEFAULT_FORMS, Forms
-from edgec.target import Target
+from edgec.graph.forms import DEFAULT_FORMS
+from edgec.target import Forms, Target
 
 if TYPE_CHECKING:
     from edgec.devices import Device
@@ -36,13 +36,8 @@ GAIN: Final = 1.02
 """How much faster than the default an alternative must be: what is within two per cent moves from run to run."""
 
 ROUNDS: Final = 15
-ALTERNATIVES: Final = (
-    ("norm", "skip"),
-    ("attention", "mha"),
-    ("attention", "qattention"),
-    ("mask", "if-padded"),
-)
-"""What is tried against the default, each alone."""
+OPTIONS: Final = {field.name: get_args(get_type_hints(Forms)[field.name]) for field in dataclasses.fields(Forms)}
+"""Of each choice; what is not the target's default is tried against it, each alone."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +85,14 @@ def find(
     """The choices that `asked` names: "kept" (else measured now), "measure", "default", or the folder of a bundle.
 
     target: the one that the device is of, None where nothing can be measured: the forms are then the default ones. A
-    model without a quantize pass has them too.
+    model without a quantize pass has those of the target.
     """
     if asked not in ("kept", "measure", "default"):
         return replayed(asked)
-    if asked == "default" or target is None or exporter.state.quantization is None:
+    if target is None:
         return Choices()
+    if asked == "default" or exporter.state.quantization is None:
+        return Choices(target.forms)
     return choose(exporter, target, device, facts, again=asked == "measure", say=say)
 
 
@@ -113,29 +110,31 @@ def choose(
     facts: of the device. again: measure even where the table has an entry. Raises what compare.bench raises, and
     SystemFailure where the table cannot be written.
     """
-    place = table_folder() / f"{_key(exporter, facts)}.json"
+    key = _facts(exporter, target, facts)
+    place = table_folder() / f"{_digest(key)}.json"
     kept = None if again else _read(place)
     if kept is not None:
-        return Choices(best(kept), "kept", kept)
+        return Choices(best(kept, target.forms), "kept", kept)
     say(f"measure the forms of the graph on {device.name}")
     costs = measure(exporter, target, device, say=say)
     place.parent.mkdir(parents=True, exist_ok=True)
-    entry = {**_facts(exporter, facts), "costs": [dataclasses.asdict(cost) for cost in costs]}
+    entry = {**key, "costs": [dataclasses.asdict(cost) for cost in costs]}
     partial = place.with_suffix(".partial")
     partial.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
     partial.replace(place)
-    return Choices(best(costs), "measured", costs)
+    return Choices(best(costs, target.forms), "measured", costs)
 
 
 def measure(exporter: Exporter, target: Target, device: Device, *, say: Say = lambda line: None) -> tuple[Cost, ...]:
-    """Time every alternative that changes the graph of this model against the default form."""
+    """Time every alternative that changes the graph of this model against the target's default forms."""
     with tempfile.TemporaryDirectory(prefix="edgec-costs-", ignore_cleanup_errors=True) as temporary:
         folders = [Path(temporary) / "default"]
         default = exporter.write(folders[0], target)
         tried = []
-        for choice, option in ALTERNATIVES:
+        for choice, option in alternatives(target.forms):
             folder = Path(temporary) / option
-            found = exporter.write(folder, target, forms=Forms(**{choice: option}))  # type: ignore[arg-type]
+            forms = dataclasses.replace(target.forms, **{choice: option})  # type: ignore[arg-type]
+            found = exporter.write(folder, target, forms=forms)
             # Where the model has no such operators the alternative is the default again.
             if found.parts[0].forms != default.parts[0].forms:
                 tried.append((choice, option))
@@ -153,22 +152,33 @@ def measure(exporter: Exporter, target: Target, device: Device, *, say: Say = la
     return tuple(costs)
 
 
-def best(costs: tuple[Cost, ...]) -> Forms:
+def alternatives(default: Forms) -> tuple[tuple[str, str], ...]:
+    """(choice, option): every one that the default forms have not."""
+    options = ((choice, option) for choice, options in OPTIONS.items() for option in options)
+    return tuple((choice, option) for choice, option in options if option != getattr(default, choice))
+
+
+def best(costs: tuple[Cost, ...], default: Forms = DEFAULT_FORMS) -> Forms:
     """Of each choice the fastest option that is clearly better than the default."""
     taken: dict[str, Cost] = {}
     for cost in costs:
         if cost.better and (cost.choice not in taken or cost.ratio > taken[cost.choice].ratio):
             taken[cost.choice] = cost
-    return Forms(**{choice: cost.option for choice, cost in taken.items()})  # type: ignore[arg-type]
+    return dataclasses.replace(default, **{choice: cost.option for choice, cost in taken.items()})  # type: ignore[arg-type]
 
 
 def replayed(bundle: str | Path) -> Choices:
-    """The forms that a bundle was exported in. Raises BundleError where it is none."""
-    manifest = integrity.read_manifest(Path(bundle))
-    names = {field.name for field in dataclasses.fields(Forms)}
-    found = {name: option for name, option in manifest.parts[0].forms.items() if name in names}
+    """The forms that a bundle was exported in. Raises BundleError where it is none, UserError for unknown forms."""
+    found = integrity.read_manifest(Path(bundle)).parts[0].forms
     if not found:
         raise UserError(f"{bundle} does not say in which forms it was exported", "give a bundle of this edgec")
+    for choice, option in found.items():
+        if option not in OPTIONS.get(choice, ()):
+            known = f"has {', '.join(OPTIONS[choice])}" if choice in OPTIONS else "does not know"
+            raise UserError(
+                f"{bundle} was exported with {choice}: {option}, which this edgec {known}",
+                "give a bundle of this edgec",
+            )
     return Choices(Forms(**found), "replayed")  # type: ignore[arg-type]
 
 
@@ -176,17 +186,18 @@ def table_folder() -> Path:
     return cache_folder() / "costs"
 
 
-def _facts(exporter: Exporter, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(exporter: Exporter, target: Target, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a measured cost depends on."""
     return {
         "machine": {name: facts.get(name) for name in ("cpu", "arch", "features", "cores", "board", "os")},
         "onnxruntime": facts["versions"]["onnxruntime"],
         "graph": exporter.graph_facts(),
+        "default": target.forms.to_dict(),
     }
 
 
-def _key(exporter: Exporter, facts: Mapping[str, Any]) -> str:
-    return sha256(json.dumps(_facts(exporter, facts), sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _digest(key: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _read(place: Path) -> tuple[Cost, ...] | None:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import warnings
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +22,7 @@ from edgec.data.samples import SAMPLE_PAIR, SAMPLE_TEXTS
 from edgec.emulation import emulate, kind_of_target
 from edgec.graph.float_graph import prepare_float
 from edgec.graph.follow import Follower
-from edgec.graph.forms import DEFAULT_FORMS, Forms, apply_forms
+from edgec.graph.forms import DEFAULT_FORMS, apply_forms
 from edgec.graph.lower_int8 import lower_int8
 from edgec.graph.parity import (
     INT8_MIN_COSINE,
@@ -40,9 +41,10 @@ from edgec.models.families import FAMILIES
 from edgec.models.requests import requests_for
 from edgec.models.torch_model import TorchEngine, model_on, tokenizer_json
 from edgec.nn.fake_quantize import fake_quantized
+from edgec.nn.gelu import TanhGelu
 from edgec.nn.parts import Part
 from edgec.state import ModelState, Quantization
-from edgec.target import Target
+from edgec.target import Forms, Target
 from edgec.task_rules import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
@@ -113,14 +115,14 @@ class Exporter:
         target: Target,
         *,
         precision: str | None = None,
-        forms: Forms = DEFAULT_FORMS,
+        forms: Forms | None = None,
         min_cosine: float = INT8_MIN_COSINE,
         force: bool = False,
     ) -> Manifest:
         """Write the bundle `folder` for `target`: int8 where the model is quantized, unless `precision` is "fp32".
 
-        forms: which operators compute it, see edgec.costs; the fp32 bundle has the default ones. min_cosine: mean
-        cosine to float below which an int8 graph is broken.
+        forms: which operators compute it, see edgec.costs; by default those of the target. The fp32 bundle has the
+        default ones. min_cosine: mean cosine to float below which an int8 graph is broken.
         Raises ParityError where the int8 graph does not answer like the float one, or not as the decision says
         (the same roundings in torch), and what write_bundle raises.
         """
@@ -129,10 +131,16 @@ class Exporter:
         graph, made = self.float_graph, self._float_forms
         if quantization is not None:
             graph = self._lowered(quantization, target)
-            made = apply_forms(graph, forms)
+            made = apply_forms(graph, forms or target.forms)
             answers = self.answers(_engine(graph, target) or open_graph(graph))
             # First whether the graph is what was decided: only then is the decision to blame for what it costs.
-            found = self.against_reference(graph, answers, quantization, reduce_range=target.int8.reduce_range)
+            found = self.against_reference(
+                graph,
+                answers,
+                quantization,
+                reduce_range=target.int8.reduce_range,
+                tanh_gelu=made.get("gelu") == "tanh",
+            )
             parity["int8_against_reference"] = found.to_dict()
             found_float = int8_parity(self.float_answers, answers, min_cosine=min_cosine)
             parity["int8_against_float"] = found_float.to_dict()
@@ -228,11 +236,17 @@ class Exporter:
         return digest.hexdigest()[:16]
 
     def against_reference(
-        self, graph: ir.Model, answers: Sequence[Outputs], quantization: Quantization, *, reduce_range: bool
+        self,
+        graph: ir.Model,
+        answers: Sequence[Outputs],
+        quantization: Quantization,
+        *,
+        reduce_range: bool,
+        tanh_gelu: bool = False,
     ) -> ReferenceParity:
         """Compare an int8 graph, which gave `answers`, with torch, which rounds as decided for the whole model.
 
-        Raises ParityError.
+        tanh_gelu: the graph has that form of GELU, so torch has it too. Raises ParityError.
         """
         decided = quantization.of_part(self.part_name)
         if self._rounded is None or self._rounded[0] != reduce_range:
@@ -241,8 +255,9 @@ class Exporter:
             self._rounded = (reduce_range, fake_quantized(part, decided, reduce_range=reduce_range))
         rounded = self._rounded[1]
         follower = Follower(graph, rounded, decided.layers)
-        self.answers(follower)
-        reference = self.answers(TorchEngine(rounded, rounded.input_names, rounded.output_names))
+        with TanhGelu() if tanh_gelu else nullcontext():
+            self.answers(follower)
+            reference = self.answers(TorchEngine(rounded, rounded.input_names, rounded.output_names))
         return reference_parity(reference, answers, self.float_answers, follower.agreement)
 
     @cached_property

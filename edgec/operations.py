@@ -74,7 +74,7 @@ def export(
     )
     if on is None:
         say(f"export for {chosen.name}")
-        found = replayed(forms) if forms not in ("kept", "measure", "default") else Choices()
+        found = replayed(forms) if forms not in ("kept", "measure", "default") else Choices(chosen.forms)
         return exporter.write(folder, chosen, forms=found.forms, force=force)
     with open_device(on) as device:
         return _export_measured(

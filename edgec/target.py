@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -29,6 +29,28 @@ class Emulated:
 
 
 @dataclass(frozen=True)
+class Forms:
+    """Which of several equal operators compute a graph (edgec.graph.forms; docs/costs.md).
+
+    norm: "sum" (Sum and LayerNormalization) or "skip" (com.microsoft.SkipLayerNormalization, which does both).
+    attention: "packed" (ONNX Attention that reads the projections as they are, (batch, tokens, hidden)), "mha"
+    (com.microsoft.MultiHeadAttention) or "qattention" (com.microsoft.QAttention, which multiplies the int8 projections
+    itself; layers that it cannot express stay packed). mask: "always", or "if-padded": packed attention looks at the
+    mask only where a row of the batch is padded. gelu: "exact" (by erf), or "tanh": by Hendrycks and Gimpel's
+    approximation (arXiv:1606.08415, section 2), at most 4.8e-4 away, in int8 graphs.
+    """
+
+    norm: Literal["sum", "skip"] = "sum"
+    attention: Literal["packed", "mha", "qattention"] = "packed"
+    mask: Literal["always", "if-padded"] = "always"
+    gelu: Literal["exact", "tanh"] = "exact"
+
+    def to_dict(self) -> dict[str, str]:
+        """As JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Int8:
     """How int8 models are stored. reduce_range: weights in 7 bits, for CPUs whose products saturate at 16
     bits.
@@ -45,9 +67,9 @@ class Target:
 
     os: "linux", "android", "darwin" or "windows"; None: any. board: what the board's model name starts with,
     one of them; empty: any board. features: what the CPU must have. cores, memory_mb: of the smallest such
-    machine; None where the class does not tell. verified: "hardware" where a bundle of this target reproduced
-    its golden vectors on such a machine, "emulated" where it did under `emulated.qemu_cpu`, False where
-    nothing has run.
+    machine; None where the class does not tell. forms: of int8 graphs, where none were measured. verified:
+    "hardware" where a bundle of this target reproduced its golden vectors on such a machine, "emulated" where it did
+    under `emulated.qemu_cpu`, False where nothing has run.
     """
 
     edgec: int
@@ -61,6 +83,7 @@ class Target:
     memory_mb: int | None = field(default=None, metadata=bounds(at_least=1))
     emulated: Emulated | None = None
     int8: Int8 = Int8()
+    forms: Forms = Forms()
     verified: Literal["hardware", "emulated", False] = False
     source_path: Path = field(default=Path(), metadata=internal())
 

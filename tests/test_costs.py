@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,11 +15,10 @@ from edgec.costs import Choices, Cost
 from edgec.devices import open_device
 from edgec.errors import UserError
 from edgec.exporter import Exporter
-from edgec.graph.forms import Forms
 from edgec.models import load_model
 from edgec.passes import Quantize, run_pass
 from edgec.state import PassContext
-from edgec.target import Target
+from edgec.target import Forms, Target, load_target
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,16 @@ def test_only_what_is_clearly_faster_is_taken() -> None:
     assert costs.best((fastest, faster)) == costs.best((faster, fastest)) == Forms(attention="qattention")
 
 
+def test_the_default_is_that_of_the_target() -> None:
+    arm = load_target("arm64").forms
+    assert arm == Forms(gelu="tanh")
+    assert costs.alternatives(arm)[-1] == ("gelu", "exact")
+    assert costs.alternatives(Forms())[-1] == ("gelu", "tanh")
+    faster = Cost("norm", "skip", 1.05, 1.02, 1.1)
+    assert costs.best((faster,), arm) == Forms(norm="skip", gelu="tanh")
+    assert costs.best((Cost("gelu", "exact", 1.05, 1.02, 1.1),), arm) == Forms()
+
+
 def test_costs_are_measured_once_and_kept(
     exporter: Exporter, here: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +56,10 @@ def test_costs_are_measured_once_and_kept(
         facts = device.facts()
         first = costs.choose(exporter, here, device, facts)
         assert first.source == "measured"
-        assert [(cost.choice, cost.option) for cost in first.costs] == list(costs.ALTERNATIVES)
+        assert [(cost.choice, cost.option) for cost in first.costs] == [
+            *(("norm", "skip"), ("attention", "mha"), ("attention", "qattention"), ("mask", "if-padded")),
+            ("gelu", "exact" if here.forms.gelu == "tanh" else "tanh"),
+        ]
         assert all(0 < cost.p10 <= cost.ratio <= cost.p90 for cost in first.costs)
         second = costs.choose(exporter, here, device, facts)
         assert second == Choices(first.forms, "kept", first.costs)
@@ -62,12 +75,30 @@ def test_costs_are_measured_once_and_kept(
 def test_a_choice_is_replayed_from_a_bundle(exporter: Exporter, here: Target, tmp_path: Path) -> None:
     forms = Forms(norm="skip", attention="mha")
     manifest = exporter.write(tmp_path / "bundle", here, forms=forms)
-    assert manifest.parts[0].forms == {"norm": "skip", "attention": "mha", "mask": "always"}
+    assert manifest.parts[0].forms == {"norm": "skip", "attention": "mha", "mask": "always", "gelu": "exact"}
     assert check(tmp_path / "bundle").ok
     assert costs.replayed(tmp_path / "bundle") == Choices(forms, "replayed")
     exporter.write(tmp_path / "again", here, forms=costs.replayed(tmp_path / "bundle").forms)
     for name in ("encoder.onnx", "encoder.onnx.data", "manifest.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "bundle" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("forms", "words"),
+    [
+        ({"gelu": "sigmoid"}, "with gelu: sigmoid, which this edgec has exact, tanh"),
+        ({"softmax": "fast"}, "with softmax: fast, which this edgec does not know"),
+    ],
+)
+def test_unknown_forms_are_refused(
+    forms: dict[str, str], words: str, exporter: Exporter, here: Target, tmp_path: Path
+) -> None:
+    manifest = exporter.write(tmp_path / "bundle", here)
+    (part,) = manifest.parts
+    changed = dataclasses.replace(manifest, parts=(dataclasses.replace(part, forms=forms),))
+    (tmp_path / "bundle" / "manifest.json").write_text(changed.sealed().to_text())
+    with pytest.raises(UserError, match=words):
+        costs.replayed(tmp_path / "bundle")
 
 
 def test_a_bundle_without_forms_cannot_be_replayed(exporter: Exporter, here: Target, tmp_path: Path) -> None:

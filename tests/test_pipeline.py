@@ -102,6 +102,8 @@ def test_what_compress_leaves(report: Report, workshop: Workshop, here: Target, 
 def test_only_what_ran_here_is_called_measured(report: Report, here: Target, foreign: Target) -> None:
     assert report.bundles[here.name].measured is True
     assert report.bundles[foreign.name].measured is False
+    # Nothing was measured for it, so it has the forms that its target says.
+    assert report.bundles[foreign.name].parts[0].forms["gelu"] == foreign.forms.gelu
     assert report.baseline.measured is False
     assert report.bundles[here.name].execution.schedule in ("streams", "batches")
 

@@ -15,10 +15,10 @@ from edgec.budget import Verdict
 from edgec.costs import Choices, Cost
 from edgec.data.readers import Sample
 from edgec.devices.compare import Ratio
-from edgec.graph.forms import Forms
 from edgec.put_back import Outcome, PutBack
 from edgec.ranking import LayerSensitivity, Ranking
 from edgec.report import COLUMNS, Report, make_report, rows, title, warnings, write_report
+from edgec.target import Forms
 
 
 def _report(**changes: Any) -> Report:
@@ -77,7 +77,7 @@ def test_what_the_report_holds(tmp_path: Path) -> None:
     assert (data["bundles"][1]["audit"], data["bundles"][1]["tensors"]) == (None, None)
     assert data["calibration"] == {"texts": 3, "groups": {"de": 1, "en": 2}}
     assert data["choices"] == {
-        **{"norm": "skip", "attention": "packed", "mask": "always", "source": "measured"},
+        **{"norm": "skip", "attention": "packed", "mask": "always", "gelu": "exact", "source": "measured"},
         "measured": [{"choice": "norm", "option": "skip", "ratio": 1.2, "p10": 1.1, "p90": 1.3}],
     }
     assert (data["sensitivity"], data["put_back"], data["put_back_steps"]) == (None, [], [])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
+
+from edgec.target import Forms
 
 from .float_graph import finish
 from .trace import MODULE_KEY
@@ -18,31 +20,12 @@ _MASKED: Final = np.float32(-1e9)
 """Added to the score of a padded key; -inf would make a row of nothing but padding undefined."""
 
 
-@dataclass(frozen=True)
-class Forms:
-    """norm: "sum" (Sum and LayerNormalization) or "skip" (com.microsoft.SkipLayerNormalization, which does both).
-
-    attention: "packed" (ONNX Attention that reads the projections as they are, (batch, tokens, hidden)), "mha"
-    (com.microsoft.MultiHeadAttention) or "qattention" (com.microsoft.QAttention, which multiplies the int8 projections
-    itself; layers that it cannot express stay packed). mask: "always", or "if-padded": packed attention looks at the
-    mask only where a row of the batch is padded.
-    """
-
-    norm: Literal["sum", "skip"] = "sum"
-    attention: Literal["packed", "mha", "qattention"] = "packed"
-    mask: Literal["always", "if-padded"] = "always"
-
-    def to_dict(self) -> dict[str, str]:
-        """As JSON values."""
-        return asdict(self)
-
-
 DEFAULT_FORMS: Final = Forms()
 """Supported by every onnxruntime, and the fastest that were measured on x86-64 with VNNI."""
 
 
 def apply_forms(model: ir.Model, forms: Forms) -> dict[str, str]:
-    """Bring `model` into these forms, in place. Returns those that it has now, {"norm": "sum", "attention": "packed"}.
+    """Bring `model` into these forms, in place. Returns those that it has now, {"norm": "sum", "gelu": "exact"}.
 
     A choice that the model has no operators for is not in the result. Attention that is not one node in the graph
     (families without plain scaled dot products) is left as it is.
@@ -72,6 +55,11 @@ def apply_forms(model: ir.Model, forms: Forms) -> dict[str, str]:
         for addition, norm in sums:
             _to_skip(model, addition, norm)
     made |= {"norm": forms.norm} if sums else {}
+    gelus = list(_exact_gelus(model))
+    if forms.gelu == "tanh":
+        for node in gelus:
+            node.attributes.add(ir.AttrString("approximate", "tanh"))
+    made |= {"gelu": forms.gelu} if gelus else {}
     if made.get("attention") in ("mha", "qattention") or made.get("norm") == "skip":
         model.graph.opset_imports[CONTRIB] = 1
     finish(model)
@@ -293,3 +281,11 @@ def _to_skip(model: ir.Model, addition: ir.Node, norm: ir.Node) -> None:
     new.outputs[0].dtype, new.outputs[0].shape = norm.outputs[0].dtype, norm.outputs[0].shape
     model.graph.insert_before(norm, new)
     norm.outputs[0].replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
+
+
+def _exact_gelus(model: ir.Model) -> Iterator[ir.Node]:
+    """Since opset 20 there is an operator for it; before, torch writes it as several, which are left alone."""
+    for node in model.graph.all_nodes():
+        approximate = node.attributes.get("approximate")
+        if node.op_type == "Gelu" and not node.domain and (approximate is None or approximate.as_string() == "none"):
+            yield node

@@ -14,13 +14,13 @@ from tiny_models import SENTENCES, tiny
 
 from edgec.exporter import Exporter
 from edgec.graph.float_graph import prepare_float
-from edgec.graph.forms import Forms, apply_forms
+from edgec.graph.forms import apply_forms
 from edgec.graph.lower_int8 import lower_int8
 from edgec.graph.store import open_graph
 from edgec.models import load_model
 from edgec.passes import Quantize, run_pass
 from edgec.state import PassContext
-from edgec.target import Target
+from edgec.target import Forms, Target
 
 NATIVE = ("bert", "distilbert")
 ALL_FORMS = [
@@ -79,6 +79,7 @@ def test_a_form_changes_operators_and_no_answer(family: str, forms: Forms, expor
             "norm": forms.norm,
             "attention": forms.attention if merged or forms.attention != "qattention" else "packed",
             "mask": forms.mask,
+            "gelu": "exact",
         }
         assert len(of_type(plain, "If")) == (layers if forms.mask == "if-padded" else 0)
         assert not of_type(plain, "Transpose"), "the layout changes around attention are gone"
@@ -91,7 +92,7 @@ def test_attention_in_pieces_stays_as_it_is(exported: Make, here: Target) -> Non
     exporter = exported("mpnet")
     plain = _int8(exporter, here)
     before = [node.op_type for node in plain.graph]
-    assert apply_forms(plain, Forms()) == {"norm": "sum"}
+    assert apply_forms(plain, Forms()) == {"norm": "sum", "gelu": "exact"}
     assert [node.op_type for node in plain.graph] == before
 
 
@@ -122,3 +123,27 @@ def test_projections_with_unlike_inputs_are_not_merged(exported: Make, here: Tar
     made = apply_forms(model, Forms(attention="qattention"))
     assert made["attention"] == "qattention"
     assert (len(of_type(model, "QAttention")), len(of_type(model, "Attention"))) == (layers - 1, 1)
+
+
+def test_gelu_by_tanh_answers_as_a_model_that_is_made_with_it(exported: Make, tmp_path: Path) -> None:
+    exporter = exported("bert")
+    model = prepare_float(exporter.traced)
+    exact = _answers(model, exporter)
+    made = apply_forms(model, Forms(gelu="tanh"))
+    assert made["gelu"] == "tanh" and made["attention"] == "packed"
+    other = Exporter(load_model(_bert(tmp_path, "gelu_pytorch_tanh")), name="tanh")
+    np.testing.assert_allclose(_answers(model, exporter), _answers(other.float_graph, exporter), atol=2e-6)
+    assert 1e-5 < np.abs(_answers(model, exporter) - exact).max() < 1e-2
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_new", "gelu_pytorch_tanh"])
+def test_a_graph_without_exact_gelu_says_nothing_of_it(activation: str, tmp_path: Path) -> None:
+    exporter = Exporter(load_model(_bert(tmp_path, activation)), name=activation)
+    model = exporter.float_graph.clone()
+    before = [(node.op_type, dict(node.attributes)) for node in model.graph]
+    assert "gelu" not in apply_forms(model, Forms(gelu="tanh"))
+    assert [(node.op_type, dict(node.attributes)) for node in model.graph] == before
+
+
+def _bert(folder: Path, activation: str) -> Path:
+    return tiny("bert", "feature-extraction", folder / "model", hidden_act=activation)

@@ -22,14 +22,14 @@ from torch import nn
 import edgec.exporter
 from edgec.errors import ParityError
 from edgec.exporter import Exporter
-from edgec.graph.forms import DEFAULT_FORMS, Forms, apply_forms
+from edgec.graph.forms import DEFAULT_FORMS, apply_forms
 from edgec.graph.lower_int8 import lower_int8
 from edgec.graph.parity import ReferenceParity
 from edgec.graph.store import open_graph
 from edgec.models import load_model
 from edgec.nn.fake_quantize import fake_quantized
 from edgec.state import LayerQuantization, PointQuantization, Quantization
-from edgec.target import Target, load_target
+from edgec.target import Forms, Target, load_target
 
 Ranges = dict[str, tuple[np.ndarray, np.ndarray]]
 Export = Callable[[str], tuple[Exporter, Ranges]]
@@ -145,9 +145,11 @@ def _compared(
     assert decided.state.quantization is not None
     reduce_range = target.int8.reduce_range
     graph = lower_int8(exporter.traced, decision, target)
-    apply_forms(graph, forms)
+    tanh = apply_forms(graph, forms).get("gelu") == "tanh"
     answers = decided.answers(open_graph(graph))
-    found = decided.against_reference(graph, answers, decided.state.quantization, reduce_range=reduce_range)
+    found = decided.against_reference(
+        graph, answers, decided.state.quantization, reduce_range=reduce_range, tanh_gelu=tanh
+    )
     assert found.worst_share > 0.97 and found.mean_cosine > 0.9999
     return found
 
@@ -203,6 +205,26 @@ def test_attention_that_takes_layers_in(export: Export, here: Target) -> None:
     decision = _decide(exporter, ranges, lambda _: "static")
     found = _compared(exporter, decision, here, Forms(norm="skip", attention="qattention"))
     assert found.layers == 12 - 6 + 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gelu_by_tanh(family: str, export: Export, here: Target) -> None:
+    exporter, ranges = export(family)
+    found = _compared(exporter, _decide(exporter, ranges, lambda _: "static"), here, Forms(gelu="tanh"))
+    assert found.layers >= 9
+
+
+def test_the_other_gelu_in_torch_shows(export: Export, here: Target) -> None:
+    exporter, ranges = export("bert")
+    decided = _decided(exporter, _decide(exporter, ranges, lambda _: "static"))
+    assert decided.state.quantization is not None
+    graph = lower_int8(exporter.traced, decided.state.quantization.of_part("encoder"), here)
+    apply_forms(graph, Forms(gelu="tanh"))
+    answers = decided.answers(open_graph(graph))
+    found = decided.against_reference(
+        graph, answers, decided.state.quantization, reduce_range=here.int8.reduce_range, tanh_gelu=False
+    )
+    assert found.worst_share < 0.95 and found.worst_layer.endswith("output.dense")
 
 
 @pytest.mark.parametrize("bits", [8, 6])
