@@ -96,6 +96,11 @@ class TextData:
         return told_by_name(next(iter(self._named.values())))
 
     @property
+    def shown(self) -> str:
+        """The files as an error names them."""
+        return ", ".join(self._named.values())
+
+    @property
     def _named(self) -> Mapping[str, str]:
         return {"": self.text} if isinstance(self.text, str) else self.text
 

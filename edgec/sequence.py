@@ -119,6 +119,5 @@ def _check(asked: Recipe, state: ModelState, task: str | None) -> None:
         asked,
         task,
         max_length=spec.max_length,
-        multi_label=spec.multi_label,
         dynamic=state.quantization is not None and not state.quantization.batch_invariant,
     )

@@ -5,15 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from edgec.errors import RecipeError, UserError
+from edgec.formats import SENTENCES, TABLES
 
 if TYPE_CHECKING:
-    from edgec.recipe import EvaluationData, Recipe
+    from edgec.recipe import EvaluationData, LabelledData, Recipe
 
 WINDOWED: Final = ("token-classification", "question-answering")
 """Tasks whose answer is a place in the text, so that a long text can be read in windows."""
 
-METRICS: Final = {"text-classification": ("accuracy", "macro_f1"), "feature-extraction": ("spearman",)}
-"""What `evaluate` scores against labels; the first is the task's main figure."""
+METRICS: Final = {
+    "text-classification": ("accuracy", "macro_f1", "micro_f1"),
+    "token-classification": ("span_f1", "span_macro_f1", "accuracy", "macro_f1"),
+    "question-answering": (*("f1", "exact_match", "f1_answerable", "exact_match_answerable", "f1_unanswerable"),),
+    "feature-extraction": ("spearman", "pearson"),
+}
+"""What `evaluate` scores against labels; the first is the task's main figure (accuracy, where labels of tokens are no
+parts of spans)."""
+
+FORMATS: Final = {
+    "text-classification": TABLES,
+    "token-classification": SENTENCES,
+    "question-answering": ("squad",),
+    "feature-extraction": TABLES,
+}
+"""The formats whose labels a task is scored on."""
 
 MAX_ANSWER_TOKENS: Final = 30
 
@@ -46,54 +61,104 @@ def check_export(
         raise UserError(f"export.{key} is for question-answering, not for {task}", f"leave {key} out")
 
 
-def check_recipe(
-    recipe: Recipe,
-    task: str | None,
-    *,
-    max_length: int | None = None,
-    multi_label: bool = False,
-    dynamic: bool = False,
-) -> None:
+def check_recipe(recipe: Recipe, task: str | None, *, max_length: int | None = None, dynamic: bool = False) -> None:
     """Whether `recipe` asks only for what a model of `task` can do; None: only what every task forbids.
 
-    max_length: of the model. multi_label: it gives a text several labels at once. dynamic: it was quantized
-    before with a scale for the whole batch. Raises RecipeError, naming the key.
+    max_length: of the model. dynamic: it was quantized before with a scale for the whole batch. Raises RecipeError with
+    every problem, naming the keys.
     """
     settings = recipe.export
     dynamic = dynamic or any(
         step.options.get("scheme") == "dynamic" and step.options.get("granularity") == "tensor"
         for step in recipe.passes
     )
-    try:
+
+    def schedule() -> None:
         if dynamic and settings.schedule == "batches":
             raise UserError(
                 "export.schedule is batches, and with a scale a tensor an answer would depend on its batch-mates",
                 "leave schedule out, or quantize with granularity: token or scheme: static",
             )
-        if task is None:
-            return
-        check_export(
-            task,
-            max_length=max_length,
-            long_text=settings.long_text,
-            stride=settings.stride,
-            null_answers=settings.null_answers,
-            max_answer_tokens=settings.max_answer_tokens,
-        )
-        if recipe.data.evaluate is not None:
-            _check_evaluation(recipe.data.evaluate, task, multi_label=multi_label)
-    except UserError as error:
-        raise RecipeError(f"{recipe.source_path}: {error.message}", error.hint) from None
+
+    def export() -> None:
+        if task is not None:
+            check_export(
+                task,
+                max_length=max_length,
+                long_text=settings.long_text,
+                stride=settings.stride,
+                null_answers=settings.null_answers,
+                max_answer_tokens=settings.max_answer_tokens,
+            )
+
+    def labelled(name: str, data: LabelledData | None) -> None:
+        if task is not None and data is not None:
+            _check_labelled(data, f"data.{name}", task)
+
+    def evaluation() -> None:
+        if task is not None and recipe.data.evaluate is not None:
+            _check_evaluation(recipe.data.evaluate, task)
+
+    data = recipe.data
+    checks = (
+        schedule,
+        export,
+        lambda: labelled("train", data.train),
+        lambda: labelled("validation", data.validation),
+        evaluation,
+    )
+    found: list[UserError] = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            found.append(error)
+    if found:
+        message = "\n  ".join(f"{recipe.source_path}: {error.message}" for error in found)
+        raise RecipeError(message, "; ".join(dict.fromkeys(error.hint for error in found)))
 
 
-def _check_evaluation(data: EvaluationData, task: str, *, multi_label: bool) -> None:
-    if data.label_column is None:
-        return
-    if task not in METRICS or multi_label:
-        what = "a model that gives a text several labels at once" if task in METRICS else task
+def _check_labelled(data: LabelledData, place: str, task: str) -> None:
+    """What passes train on: rows of the task, told from the format."""
+    kind = data.known_format
+    if task not in FORMATS:
+        raise UserError(f"{place} is given, and there are no labels for {task}", "leave it out")
+    if kind is not None and kind not in FORMATS[task]:
         raise UserError(
-            f"data.evaluate.label_column is given, and labels do not score {what}",
-            f"leave it out: answers are then compared with the float model's; labels score {' and '.join(METRICS)}",
+            f"{place} is of the format {kind}, and {task} has its labels in {', '.join(FORMATS[task])}",
+            "give a file of such a format, or name the format where the ending misleads",
+        )
+    if task == "feature-extraction" and data.text_pair_column is None:
+        raise UserError(
+            f"{place} has no text_pair_column: embeddings are trained and scored on pairs of texts",
+            "name the column of the second text",
+        )
+    _check_separator(data, place, task)
+
+
+def _check_separator(data: LabelledData, place: str, task: str) -> None:
+    if data.label_separator is not None and task != "text-classification":
+        raise UserError(
+            f"{place}.label_separator is given, and several labels a text are for text-classification, not for {task}",
+            "leave it out",
+        )
+
+
+def _check_evaluation(data: EvaluationData, task: str) -> None:
+    if not data.scored:
+        return
+    kind = data.known_format
+    what = "data.evaluate.label_column is given" if data.label_column is not None else f"data.evaluate is {kind}"
+    if task not in METRICS:
+        raise UserError(
+            f"{what}, and labels do not score {task}",
+            f"leave it out: answers are then compared with the float model's; labels score {', '.join(METRICS)}",
+        )
+    if kind is not None and kind not in FORMATS[task]:
+        raise UserError(
+            f"{what}, and {task} is scored on {', '.join(FORMATS[task])}, not on {kind}",
+            "give a file of such a format; or leave the labels out (metric: cosine), and answers are compared with "
+            "the float model's",
         )
     if task == "feature-extraction" and data.text_pair_column is None:
         raise UserError(
@@ -105,3 +170,4 @@ def _check_evaluation(data: EvaluationData, task: str, *, multi_label: bool) -> 
             f"data.evaluate.metric is {data.metric!r}; with labels {task} gives {', '.join(METRICS[task])}",
             "choose one of those, or leave it out",
         )
+    _check_separator(data, "data.evaluate", task)

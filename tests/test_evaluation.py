@@ -156,7 +156,7 @@ def test_a_group_without_a_correlation_has_none(tmp_path: Path, embedder_bundle:
     rows = [("a river", "a house", 1, "x"), ("old", "new", 2, "x"), ("red", "green", 3, "y")]
     data = write_csv(tmp_path / "d.csv", ["a", "b", "score", "g"], rows)
     found = evaluate(embedder_bundle, data, text="a", text_pair="b", group_by=["g"])
-    assert found.groups["g"]["y"] == {"spearman": None, "n": 1}
+    assert found.groups["g"]["y"] == {"spearman": None, "pearson": None, "n": 1}
     assert found.groups["g"]["x"]["spearman"] in (1.0, -1.0)
     constant = write_csv(tmp_path / "c.csv", ["a", "b", "score"], [("a", "b", 1), ("c", "d", 1)])
     with pytest.raises(DataError, match="no correlation"):
@@ -171,13 +171,13 @@ def test_refusals(tmp_path: Path, embedder_bundle: Path, classifier: Path) -> No
         evaluate(embedder_bundle, data, text="sentence1", text_pair="sentence2", label="sentence1")
     with pytest.raises(DataError, match="no column 'label'"):
         evaluate(classifier, data, text="sentence1")
-    state = load_model(classifier)
-    many = replace(state, spec=replace(state.spec, multi_label=True))
-    with pytest.raises(UserError, match="several labels"):
-        evaluate(many, data, text="sentence1")
     tagger = load_model(tiny("bert", "token-classification", tmp_path / "tagger"))
-    with pytest.raises(UserError, match="does not score token-classification"):
+    with pytest.raises(UserError, match="token-classification is not scored on the format csv") as caught:
         evaluate(tagger, data, text="sentence1")
+    assert "conll, conllu" in caught.value.hint
+    masks = load_model(tiny("bert", "fill-mask", tmp_path / "masks"))
+    with pytest.raises(UserError, match="does not score fill-mask"):
+        evaluate(masks, data, text="sentence1")
 
 
 def test_a_revision_is_for_a_hub_id(tmp_path: Path, classifier: Path, classifier_bundle: Path) -> None:
@@ -267,11 +267,12 @@ def test_requests_take_the_form_of_the_task() -> None:
 def test_the_command_prints_json_alone(tmp_path: Path, classifier_bundle: Path, capsys: Any) -> None:
     rows = [("a river", "neutral", "de"), ("a house", "positive", "en")]
     data = write_csv(tmp_path / "d.csv", ["words", "label", "lang"], rows)
-    evaluate_command(str(classifier_bundle), data, text="words", group_by=["lang"], json=tmp_path / "figures.json")
+    written = tmp_path / "figures.json"
+    evaluate_command(str(classifier_bundle), [str(data)], text="words", group_by=["lang"], json=written)
     printed = json.loads(capsys.readouterr().out)
-    assert list(printed) == ["metrics", "groups", "n", "skipped"]
+    assert list(printed) == ["metrics", "groups", "n", "skipped", "repaired"]
     assert printed["n"] == 2 and set(printed["groups"]["lang"]) == {"de", "en"}
-    assert json.loads((tmp_path / "figures.json").read_text()) == printed
+    assert json.loads(written.read_text()) == printed
 
 
 def test_the_run_command_is_the_runtimes(classifier_bundle: Path, capsys: Any) -> None:

@@ -143,5 +143,5 @@ def test_a_group_that_has_no_figure_is_refused() -> None:
     asked = EvaluationData("pairs.csv", label_column="score", group_column="lang", path=Path("pairs.csv"))
     groups = {"lang": {"en": {"spearman": 0.5, "n": 2}, "de": {"spearman": None, "n": 1}}}
     found = Evaluation({"spearman": 0.5}, groups, 3)
-    with pytest.raises(DataError, match=r"pairs\.csv: the group 'de' of lang has no spearman: 1 rows"):
+    with pytest.raises(DataError, match=r"pairs\.csv: the group 'de' of lang has no spearman: its 1 rows"):
         _scored(found, found, asked)

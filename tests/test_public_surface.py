@@ -20,8 +20,8 @@ EDGEC = {
     "bench": ["bundles", "on", "tokens", "batch", "threads", "rounds", "cold_start", "say"],
     "compress": ["recipe", "out", "on", "overrides", "forms", "resume", "force", "progress", "say"],
     "evaluate": [
-        *("model", "data", "revision", "format", "text", "text_pair", "label", "group_by", "rows", "on_error"),
-        *("threads", "progress"),
+        *("model", "data", "revision", "format", "text", "text_pair", "label", "label_separator", "group_by", "rows"),
+        *("first_row", "null_answers", "on_error", "threads", "progress"),
     ],
     "export": [
         *("model", "target", "out", "task", "revision", "opset", "max_length", "null_answers", "max_answer_tokens"),

@@ -13,7 +13,7 @@ from edgec_runtime.tasks.tag import Tagger
 
 from edgec.errors import RecipeError
 from edgec.recipe import Recipe, load_recipe
-from edgec.task_rules import WINDOWED, check_recipe
+from edgec.task_rules import FORMATS, METRICS, WINDOWED, check_recipe
 
 LABELS = "text: rows.csv, text_column: a, label_column: c"
 EMBEDDING, CLASSES, TOKENS = "feature-extraction", "text-classification", "token-classification"
@@ -23,14 +23,17 @@ ANSWERS, MASKS = "question-answering", "fill-mask"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "rows.csv").write_text("a,b,c\nx,y,1\n")
+    for name in ("a.conll", "a.conllu", "a.json"):
+        (tmp_path / name).touch()
     return tmp_path
 
 
-def recipe(folder: Path, *, export: str = "", evaluate: str = "", passes: str = "quantize") -> Recipe:
+def recipe(folder: Path, *, export: str = "", passes: str = "quantize", **data: str) -> Recipe:
     path = folder / "mine.yaml"
-    data = f"data: {{evaluate: {{{evaluate}}}}}\n" if evaluate else ""
+    parts = ", ".join(f"{name}: {{{part}}}" for name, part in data.items())
     path.write_text(
-        f"edgec: 1\nmodel: {{source: a/b}}\ntargets: [arm64]\nexport: {{{export}}}\npasses: [{passes}]\n{data}"
+        f"edgec: 1\nmodel: {{source: a/b}}\ntargets: [arm64]\nexport: {{{export}}}\npasses: [{passes}]\n"
+        f"data: {{{parts}}}\n"
     )
     return load_recipe(path)
 
@@ -54,6 +57,20 @@ REFUSED = {
         {"evaluate": f"{LABELS}, text_pair_column: b, metric: accuracy"},
         "data.evaluate.metric is 'accuracy'; with labels feature-extraction gives spearman",
     ),
+    "tagged sentences of classes": (
+        CLASSES,
+        {"evaluate": "text: a.conll"},
+        f"is conll, and {CLASSES} is scored on csv",
+    ),
+    "questions of tokens": (TOKENS, {"train": "text: a.json"}, f"data.train is of the format squad, and {TOKENS} has"),
+    "training of masks": (MASKS, {"train": LABELS}, f"data.train is given, and there are no labels for {MASKS}"),
+    "training on one text": (EMBEDDING, {"validation": LABELS}, "data.validation has no text_pair_column"),
+    "several labels of tokens": (
+        EMBEDDING,
+        {"train": f'{LABELS}, text_pair_column: b, label_separator: "|"'},
+        f"data.train.label_separator is given, .* not for {EMBEDDING}",
+    ),
+    "spans of answers": (ANSWERS, {"evaluate": "text: a.json, metric: span_f1"}, "is 'span_f1'; .* gives f1, exact"),
     "dynamic batches": (
         None,
         {"export": "schedule: batches", "passes": "{quantize: {scheme: dynamic, granularity: tensor}}"},
@@ -71,9 +88,6 @@ def test_refused(case: str, folder: Path) -> None:
 
 
 def test_what_only_the_loaded_model_tells(folder: Path) -> None:
-    labels = recipe(folder, evaluate=LABELS)
-    with pytest.raises(RecipeError, match="several labels at once"):
-        check_recipe(labels, CLASSES, multi_label=True)
     with pytest.raises(RecipeError, match=r"export\.schedule"):
         check_recipe(recipe(folder, export="schedule: batches", passes=""), CLASSES, dynamic=True)
     check_recipe(recipe(folder, export="stride: 64"), TOKENS)  # its row may have more
@@ -87,11 +101,30 @@ def test_what_only_the_loaded_model_tells(folder: Path) -> None:
         (CLASSES, {"evaluate": f"{LABELS}, metric: macro_f1", "export": "long_text: truncate, schedule: batches"}),
         (EMBEDDING, {"evaluate": f"{LABELS}, text_pair_column: b"}),
         (MASKS, {"evaluate": "text: rows.csv, text_column: a, metric: cosine"}),
+        (
+            TOKENS,
+            {"train": "text: a.conll", "validation": "text: a.conllu", "evaluate": "text: a.conll, metric: accuracy"},
+        ),
+        (ANSWERS, {"train": "text: a.json", "evaluate": "text: a.json, metric: f1_answerable"}),
+        (EMBEDDING, {"evaluate": "text: a.conll, metric: cosine", "calibrate": "text: a.json"}),
+        (CLASSES, {"evaluate": f'{LABELS}, label_separator: "|", metric: micro_f1'}),
         (EMBEDDING, {"export": "schedule: streams", "passes": "{quantize: {scheme: dynamic}}"}),
     ],
 )
 def test_accepted(task: str, parts: dict[str, str], folder: Path) -> None:
     check_recipe(recipe(folder, **parts), task, max_length=64)
+
+
+def test_all_problems_come_together(folder: Path) -> None:
+    wrong = recipe(folder, export="stride: 8", train="text: a.json", evaluate="text: a.conll")
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(wrong, CLASSES)
+    problems = caught.value.message.splitlines()
+    assert [part in line for part, line in zip(("stride", "train", "evaluate"), problems, strict=True)] == [True] * 3
+
+
+def test_metrics_and_formats_are_of_the_same_tasks() -> None:
+    assert set(METRICS) == set(FORMATS) and MASKS not in METRICS
 
 
 def test_the_tasks_that_window_are_the_runtimes() -> None:

@@ -55,6 +55,7 @@ def check(
     from edgec.errors import RecipeError, UserError
     from edgec.passes import PASSES
     from edgec.recipe import load_recipe
+    from edgec.sequence import final_task
     from edgec.target import load_target
     from edgec.task_rules import check_recipe
 
@@ -63,7 +64,7 @@ def check(
         problems[file] = []
         try:
             recipe = load_recipe(file, passes=PASSES)
-            check_recipe(recipe, recipe.model.task)
+            check_recipe(recipe, final_task(recipe))
         except UserError as error:
             problems[file].append(error.message)
             continue

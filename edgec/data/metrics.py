@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+Labels = str | frozenset[str]
+"""What a row has: one label, or all of them where it may have several."""
 
 
 def accuracy(expected: Sequence[object], predicted: Sequence[object]) -> float:
@@ -15,28 +19,37 @@ def accuracy(expected: Sequence[object], predicted: Sequence[object]) -> float:
     return sum(a == b for a, b in zip(expected, predicted, strict=True)) / len(expected)
 
 
-def macro_f1(expected: Sequence[str], predicted: Sequence[str]) -> float:
+def macro_f1(expected: Sequence[Labels], predicted: Sequence[Labels]) -> float:
     """Mean F1 over every label that occurs on either side, each label counting the same.
 
-    A label that is expected but never predicted, or the reverse, has F1 0 (scikit-learn's default).
-    Raises ValueError for unequal lengths and for no rows.
+    A row is one label, or a set of them. A label that is expected but never predicted, or the reverse, has F1 0
+    (scikit-learn's default); where there are no labels at all the mean is 0. Raises ValueError for unequal lengths and
+    for no rows.
     """
-    _same_length(expected, predicted)
-    scores = []
-    for label in {*expected, *predicted}:
-        hits = sum(a == label == b for a, b in zip(expected, predicted, strict=True))
-        occurrences = sum(a == label for a in expected) + sum(b == label for b in predicted)
-        scores.append(2 * hits / occurrences)
-    return float(np.mean(scores))
+    counts = _counts(expected, predicted)
+    return float(np.mean([2 * hits / occurrences for hits, occurrences in counts.values()])) if counts else 0.0
+
+
+def micro_f1(expected: Sequence[Labels], predicted: Sequence[Labels]) -> float:
+    """F1 over all labels together, each occurrence counting the same; rows as in `macro_f1`.
+
+    With one label a row it is the accuracy. Raises ValueError for unequal lengths and for no rows.
+    """
+    counts = _counts(expected, predicted).values()
+    occurrences = sum(count for _, count in counts)
+    return 2 * sum(hits for hits, _ in counts) / occurrences if occurrences else 0.0
+
+
+def pearson(a: Sequence[float], b: Sequence[float]) -> float:
+    """Pearson's correlation. nan where one side is constant."""
+    _same_length(a, b)
+    return _correlation(np.asarray(a, np.float64), np.asarray(b, np.float64))
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     """Spearman's rank correlation; ties share the mean of their ranks. nan where one side is constant."""
     _same_length(a, b)
-    rank_a, rank_b = _ranks(np.asarray(a, np.float64)), _ranks(np.asarray(b, np.float64))
-    rank_a, rank_b = rank_a - rank_a.mean(), rank_b - rank_b.mean()
-    norm = float(np.sqrt((rank_a**2).sum() * (rank_b**2).sum()))
-    return float((rank_a * rank_b).sum() / norm) if norm else float("nan")
+    return _correlation(_ranks(np.asarray(a, np.float64)), _ranks(np.asarray(b, np.float64)))
 
 
 def cosines(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -57,6 +70,28 @@ def mean_cosine(reference: npt.ArrayLike, embeddings: npt.ArrayLike) -> float:
     if not values.size:
         raise ValueError("no rows")
     return float(values.mean())
+
+
+def _correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    # A mean is rounded, so what is left of equal values may be a little above 0.
+    if (a == a[0]).all() or (b == b[0]).all():
+        return float("nan")
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum() / norm) if norm else float("nan")
+
+
+def _counts(expected: Sequence[Labels], predicted: Sequence[Labels]) -> dict[str, tuple[int, int]]:
+    """(rows in which both sides have it, occurrences on both sides together) of every label that occurs."""
+    _same_length(expected, predicted)
+    hits: Counter[str] = Counter()
+    occurrences: Counter[str] = Counter()
+    for a, b in zip(expected, predicted, strict=True):
+        left, right = ({row} if isinstance(row, str) else set(row) for row in (a, b))
+        hits.update(left & right)
+        occurrences.update(left)
+        occurrences.update(right)
+    return {label: (hits[label], count) for label, count in occurrences.items()}
 
 
 def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

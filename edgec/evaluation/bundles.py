@@ -29,7 +29,7 @@ def bundle_quality(
     with warnings.catch_warnings():
         # The bundle of another machine class answers here all the same; verify tells what it does there.
         warnings.simplefilter("ignore", BundleWarning)
-        if data.label_column is not None:
+        if data.scored:
             before, after = (_score(path, data, progress) for path in (baseline, folder))
             return _scored(before, after, data)
         with load(baseline) as reference, load(folder) as candidate:
@@ -47,26 +47,33 @@ def bundle_quality(
 def _score(folder: Path, data: EvaluationData, progress: Progress) -> Evaluation:
     return evaluate(
         folder,
-        data.path,
+        data.paths or data.path,
         format=data.format,
         text=data.text_column,
         text_pair=data.text_pair_column,
         label=data.label_column,
+        label_separator=data.label_separator,
         group_by=() if data.group_column is None else (data.group_column,),
         rows=data.rows,
+        first_row=data.first_row,
+        on_error=data.on_error,
         progress=progress,
     )
 
 
 def _scored(before: Evaluation, after: Evaluation, data: EvaluationData) -> Quality:
     metric: str = data.metric or next(iter(after.metrics))  # the first is the task's main one
+    if metric not in after.metrics:
+        raise DataError(
+            f"{data.shown}: these rows have no {metric}", f"they give {', '.join(after.metrics)}: choose one of those"
+        )
     groups = {}
     for name, figures in after.groups.get(data.group_column or "", {}).items():
-        was, now = before.groups[data.group_column or ""][name][metric], figures[metric]
+        was, now = before.groups[data.group_column or ""][name].get(metric), figures.get(metric)
         if was is None or now is None:
             raise DataError(
-                f"{data.path}: the group {name!r} of {data.group_column} has no {metric}: {figures['n']} rows whose "
-                "scores or similarities are all equal",
+                f"{data.shown}: the group {name!r} of {data.group_column} has no {metric}: its {figures['n']} rows are "
+                "too few, or all alike",
                 "give the group more rows, or leave group_column out",
             )
         groups[name] = GroupQuality(was, now, was - now, int(figures["n"] or 0))

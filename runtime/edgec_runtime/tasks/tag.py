@@ -17,9 +17,9 @@ import numpy as np
 from edgec_runtime.errors import ManifestInvalid
 from edgec_runtime.manifest import Manifest
 from edgec_runtime.runner import Runner
-from edgec_runtime.text import Content, Encoded, Encoder
+from edgec_runtime.text import Content, Encoded, Encoder, require_text
 
-from .base import TextModel, require_labels, require_outputs, softmax
+from .base import TextModel, require_labels, require_list, require_outputs, softmax
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,6 +72,27 @@ class Tagger(TextModel):
         EngineFailed."""
         encoded = self.encode_all([text])
         return self._spans(text, encoded[0], self.outputs(encoded)[0])
+
+    def label_words(self, words: Sequence[str]) -> list[str]:
+        """The label of each word of a sentence that is split into words already: that of the word's first token.
+
+        The model reads the words with a space between each two. A word that has no token (it is beyond what the model
+        reads, or the tokenizer drops it) gets "O", or the first label where there is no "O". Raises TextInvalid or
+        EngineFailed.
+        """
+        require_list(words)
+        for word in words:
+            require_text(word)
+        encoded = self.encode_all([" ".join(words)])
+        return self.word_labels(words, encoded[0], self.outputs(encoded)[0])
+
+    def word_labels(self, words: Sequence[str], encoded: Encoded, outputs: Sequence[Outputs]) -> list[str]:
+        """As `label_words`, from the outputs of " ".join(words)."""
+        logits = merge_windows(encoded, [out["logits"] for out in outputs])
+        tokens = word_tokens(words, encoded.content, len(logits))
+        best = logits.argmax(axis=-1)
+        none = "O" if "O" in self.labels else self.labels[0]
+        return [none if token is None else self.labels[best[token]] for token in tokens]
 
     def encode(self, request: Any) -> Encoded:
         windowed = self.manifest.preprocessing.long_text == "window"
@@ -126,6 +147,18 @@ def merge_windows(encoded: Encoded, logits: Sequence[NDArray[Any]]) -> NDArray[A
         merged[token[better]] = values[row.start : row.start + row.count][better]
         context[token[better]] = nearest[better]
     return merged
+
+
+def word_tokens(sentence: Sequence[str], content: Content, tokens: int) -> list[int | None]:
+    """The token whose label counts, for each word of " ".join(sentence), among the first `tokens`; None: there is none."""
+    found = {word.start: word.token for word in words(" ".join(sentence), content, tokens)}
+    result: list[int | None] = []
+    start = 0
+    for word in sentence:
+        # A character that the tokenizer drops may stand first.
+        result.append(next((found[place] for place in range(start, start + len(word)) if place in found), None))
+        start += len(word) + 1
+    return result
 
 
 def words(text: str, content: Content, tokens: int) -> list[Word]:
