@@ -45,8 +45,16 @@ class Supervised:
     def __call__(self, part: Any, batch: Batch) -> torch.Tensor:
         return self.of(part.task, outputs_of(part, batch), batch, part)
 
-    def of(self, task: str, outputs: tuple[torch.Tensor, ...], batch: Batch, part: Any) -> torch.Tensor:
-        """The loss where the outputs of the batch are known already."""
+    def of(
+        self,
+        task: str,
+        outputs: tuple[torch.Tensor, ...],
+        batch: Batch,
+        part: Any,
+        *,
+        other: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The loss where the outputs of the batch are known already; other: the embeddings of the second texts."""
         if task == "text-classification":
             (logits,) = outputs
             if self.multi_label:
@@ -67,7 +75,7 @@ class Supervised:
             ]
             return (losses[0] + losses[1]) / 2
         if task == "feature-extraction":
-            (second,) = outputs_of(part, batch, "other_")
+            second = outputs_of(part, batch, "other_")[0] if other is None else other
             low, high = self.score_range
             similarity = nn.functional.cosine_similarity(outputs[0], second)
             return nn.functional.mse_loss(similarity, (batch["score"] - low) / (high - low))
