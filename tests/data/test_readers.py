@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from data_files import write
 
 from edgec.data.examples import Example
 from edgec.data.readers import read_examples, read_texts
@@ -23,13 +24,6 @@ def csv_text(rows: list[tuple[str, ...]], header: tuple[str, ...] = ("one", "two
     buffer = io.StringIO()
     csv.writer(buffer).writerows([header, *rows])
     return buffer.getvalue()
-
-
-def write(folder: Path, name: str, content: str | bytes) -> Path:
-    path = folder / name
-    data = content if isinstance(content, bytes) else content.encode()
-    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    return path
 
 
 def expected() -> list[Example]:
