@@ -1,0 +1,146 @@
+"""What the passes that learn a task from labelled rows have in common: its options, its head, its rows and its loss."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from edgec.data.examples import Example, Labelled, Tagged
+from edgec.errors import DataError, UserError
+from edgec.state import ModelState, PassContext
+from edgec.training.options import MEANINGS as TRAINING_MEANINGS
+from edgec.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from edgec.training.features import TrainingRow
+    from edgec.training.objectives import Supervised
+
+Task = Literal["text-classification", "token-classification", "question-answering", "feature-extraction"]
+
+MEANINGS = f"""
+    task: what to train for; null: the model's own task. A model made for another one, such as a sentence encoder, gets
+    a new head. labels: of classification tasks, in the order of the outputs; null: those that data.train has, "O"
+    first. multi_label: a text may have several labels, or none (data.train.label_separator parts them). class_weights:
+    what a label's rows count in the loss: the "same", or "balanced", each label as much as any other (the mean weight
+    is 1). max_score: the score of two texts that mean the same; feature-extraction. max_length: tokens a training row;
+    null: the model's.
+    {TRAINING_MEANINGS}"""
+"""One sentence or two for each option: the docstring of a pass ends with them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedOptions(TrainingOptions):
+    __doc__ = f"""How a pass learns a task from data.train.
+    {MEANINGS}"""
+
+    task: Task | None = None
+    labels: tuple[str, ...] | None = None
+    multi_label: bool = False
+    class_weights: Literal["same", "balanced"] = "same"
+    max_score: float = 5.0
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_score <= 0:
+            raise ValueError(f"max_score should be above 0, not {self.max_score}")
+        if self.multi_label and self.task not in (None, "text-classification"):
+            raise ValueError(f"multi_label is for text-classification, not for {self.task}")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels names a label twice")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """state: a copy of the model with the head of the task. rows, objective: what fit() takes. new_head: the head is
+    another than before, with random weights.
+    """
+
+    state: ModelState
+    rows: list[TrainingRow]
+    objective: Supervised
+    new_head: bool
+
+
+def lesson(options: SupervisedOptions, state: ModelState, ctx: PassContext) -> Lesson:
+    """Everything that training `state` for the task on ctx.data.train takes.
+
+    Raises UserError for labels where the task has none, DataError for rows that do not fit the task.
+    """
+    from edgec.models.heads import with_head
+    from edgec.training.features import Featurizer
+    from edgec.training.objectives import Supervised
+
+    task, examples = options.task or state.spec.task, ctx.data.train
+    labels = _labels(options.labels, examples, task, state.spec.labels, options.multi_label)
+    pairs = any(isinstance(example, Example) and example.text_pair is not None for example in examples)
+    made = with_head(
+        state, task, labels=labels, multi_label=options.multi_label, pairs=pairs or state.spec.pairs, seed=ctx.seed
+    )
+    weighted = options.class_weights == "balanced"
+    objective = Supervised(
+        multi_label=made.spec.multi_label,
+        class_weights=_weights(examples, labels or (), options.multi_label) if weighted else None,
+        score_range=(0.0, options.max_score),
+    )
+    heads = [(spec.task, spec.labels, spec.multi_label) for spec in (state.spec, made.spec)]
+    new_head = heads[0] != heads[1] and task != "feature-extraction"
+    return Lesson(made, Featurizer(made, max_length=options.max_length).labelled(examples), objective, new_head)
+
+
+def _labels(
+    named: tuple[str, ...] | None,
+    examples: Sequence[Labelled],
+    task: str,
+    before: tuple[str, ...] | None,
+    multi_label: bool,
+) -> tuple[str, ...] | None:
+    """The labels of the head: those named, those the model has where they cover the data, else those of the data."""
+    if task not in ("text-classification", "token-classification"):
+        if named is not None:
+            raise UserError(f"labels are named, and {task} has none", "leave labels out")
+        return None
+    found = set(_occurrences(examples, multi_label))
+    if named is None and before is not None and found <= set(before):
+        return before
+    if named is None:
+        return tuple(sorted(found, key=_order))
+    if missing := sorted(found - set(named)):
+        raise DataError(f"data.train has the label {missing[0]!r}, which `labels` does not name", "add it to labels")
+    return named
+
+
+def _occurrences(examples: Sequence[Labelled], multi_label: bool) -> Counter[str]:
+    """How often each label occurs."""
+    counts: Counter[str] = Counter()
+    for example in examples:
+        if isinstance(example, Tagged):
+            counts.update(example.tags)
+        elif isinstance(example, Example):
+            if example.label is None:
+                raise DataError("data.train has no labels", "name their column: data.train.label_column")
+            counts.update(example.every_label if multi_label else [example.label])
+    return counts
+
+
+def _order(label: str) -> tuple[bool, float, str]:
+    """ "O" first, numbers by their value, the rest by name."""
+    try:
+        return label != "O", float(label), ""
+    except ValueError:
+        return label != "O", 0.0, label
+
+
+def _weights(examples: Sequence[Labelled], labels: Sequence[str], multi_label: bool) -> torch.Tensor:
+    """Inversely proportional to how often a label occurs; their mean is 1. A label that never occurs counts 1."""
+    import torch
+
+    counts = _occurrences(examples, multi_label)
+    inverse = torch.tensor([1 / counts[label] if counts[label] else 0.0 for label in labels])
+    weights = inverse / inverse[inverse > 0].mean()
+    return torch.where(inverse > 0, weights, torch.ones(()))
