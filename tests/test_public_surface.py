@@ -36,14 +36,14 @@ EDGEC = {
 }
 RUNTIME = [
     *("Answer", "BundleError", "BundleWarning", "Classifier", "EmbeddingModel", "Label", "MaskFill", "MaskFiller"),
-    *("Reader", "Span", "Tagger", "TruncationWarning", "load"),
+    *("Reader", "Span", "Tagger", "TruncationWarning", "load", "unpack"),
 ]
 METHODS = {
-    "EmbeddingModel": "embed",
-    "Classifier": "classify",
-    "Tagger": "tag",
-    "Reader": "answer",
-    "MaskFiller": "fill_mask",
+    "EmbeddingModel": ["embed"],
+    "Classifier": ["classify", "probabilities"],
+    "Tagger": ["tag", "label_words"],
+    "Reader": ["answer"],
+    "MaskFiller": ["fill_mask"],
 }
 COMMANDS = [
     *("compress", "export", "verify", "audit", "bench", "run", "evaluate", "sensitivity", "doctor", "targets"),
@@ -71,8 +71,8 @@ def test_the_names_of_the_runtime() -> None:
     assert edgec_runtime.__all__ == RUNTIME
     for name in RUNTIME:
         assert getattr(edgec_runtime, name).__name__ == name
-    for kind, method in METHODS.items():
-        assert inspect.getdoc(getattr(getattr(edgec_runtime, kind), method))
+    for kind, methods in METHODS.items():
+        assert all(inspect.getdoc(getattr(getattr(edgec_runtime, kind), method)) for method in methods)
     assert list(inspect.signature(edgec_runtime.load).parameters) == ["path", "threads", "schedule", "verify"]
     with pytest.raises(AttributeError, match="has no attribute 'Model'"):
         edgec_runtime.Model  # noqa: B018

@@ -20,7 +20,7 @@ from edgec_runtime import (
     load,
 )
 from edgec_runtime.errors import TextInvalid
-from edgec_runtime.tasks.tag import merge_windows
+from edgec_runtime.tasks.tag import merge_windows, word_tokens
 from edgec_runtime.text import Encoded, Row
 from tiny_bundles import (
     GOLDEN,
@@ -176,6 +176,45 @@ def test_tag_long_texts(tmp_path: Path) -> None:
     with pytest.warns(TruncationWarning):
         assert len(tagger(tmp_path / "t", max_length=12, long_text="truncate").tag(text)) == 2
     assert tagger(tmp_path / "e").tag("") == []
+
+
+def test_label_words(tmp_path: Path) -> None:
+    model = tagger(tmp_path / "b")
+    words = ["Ada", "Love-lived", "\x07", "in", "New York", "Rome", "."]
+    assert model.label_words(words) == ["B-PER", "I-PER", "O", "O", "B-LOC", "B-LOC", "O"]
+    assert model.label_words([]) == []
+    assert model.label_words(("Ada",)) == ["B-PER"]
+    for wrong in ("Ada lived", ["Ada", 3], ["\ud800"]):
+        with pytest.raises(TextInvalid):
+            model.label_words(wrong)  # type: ignore[arg-type]
+
+
+def test_label_words_of_long_sentences(tmp_path: Path) -> None:
+    words = ["lived", "in", "Rome"] * 40
+    expected = ["O", "O", "B-LOC"] * 40
+    assert tagger(tmp_path / "w", max_length=12, stride=4).label_words(words) == expected
+    cut = tagger(tmp_path / "t", max_length=12, long_text="truncate")
+    with pytest.warns(TruncationWarning):
+        assert cut.label_words(words) == [*expected[:10], *["O"] * 110]
+    plain = tagger(tmp_path / "p", "plain", tags=("X", "Y"), words=dict.fromkeys(WORDS, 1))
+    assert plain.label_words(["lived", "\x07"]) == ["Y", "X"], "no token: the first label where there is no O"
+
+
+@pytest.mark.parametrize("make", [wordpiece, byte_bpe, metaspace_unigram])
+def test_every_word_of_a_sentence_has_its_first_token(tmp_path: Path, make: object) -> None:
+    tokenizer = make()  # type: ignore[operator]
+    model = load(write_bundle(tmp_path / "b", "token-classification", tokenizer=tokenizer))
+    words = ["Paris,", "fox", "e-mail", "日本", "antidisestablishmentarianism", "(of", "...", "नमस्ते"]
+    encoded = model.encode(" ".join(words))
+    found = word_tokens(words, encoded.content, len(encoded.content))
+    offsets = encoded.content.encoding.offsets
+    start = 0
+    for word, token in zip(words, found, strict=True):
+        # The first token that reaches into the word; a mark of the space before it belongs to the word, too.
+        touching = [i for i, (a, b) in enumerate(offsets) if a < start + len(word) and b > start]
+        assert token in (touching[0], touching[0] - 1), word
+        assert offsets[token][0] in (start - 1, start)
+        start += len(word) + 1
 
 
 @pytest.mark.parametrize("make", [wordpiece, byte_bpe, metaspace_unigram])
