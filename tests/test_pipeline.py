@@ -1,4 +1,4 @@
-"""compress from a recipe to a report on tiny models, and the other commands as functions on what it wrote."""
+"""compress from a recipe to a report on tiny models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import pytest
 import torch
 from edgec_runtime import integrity
 from edgec_runtime.check import check
-from edgec_runtime.errors import BundleNotFound
 from edgec_runtime.manifest import MANIFEST_FILE
 from tiny_models import LABELS, SENTENCES, sentence_transformer, tiny
 from typer.testing import CliRunner
@@ -253,9 +252,6 @@ def test_a_revision_reaches_the_model_source(words: list[str], workshop: Worksho
     assert "revision 'v1' was given" in done.exception.message
 
 
-# The other commands, on what compress wrote.
-
-
 def test_export_of_a_build_is_what_compress_exported(
     report: Report, foreign: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,42 +263,6 @@ def test_export_of_a_build_is_what_compress_exported(
     assert (manifest.build_id, manifest.passes) == (first.build_id, first.passes)
     for name in ("encoder.onnx", "encoder.onnx.data", "tokenizer.json", "golden.npz"):
         assert (folder / name).read_bytes() == (report.out / "bundles" / foreign.name / name).read_bytes()
-
-
-def test_export_of_a_model_is_fp32(workshop: Workshop, here: Target, tmp_path: Path) -> None:
-    manifest = edgec.export(workshop.folder / "model", target=here.name, out=tmp_path / "b", max_length=16)
-    assert (manifest.parts[0].precision, manifest.preprocessing.max_length) == ("fp32", 16)
-    assert manifest.passes == () and check(tmp_path / "b").ok
-    with pytest.raises(OutputExists):
-        edgec.export(workshop.folder / "model", target=here.name, out=tmp_path / "b")
-
-
-def test_verify(report: Report, here: Target) -> None:
-    found = edgec.verify(report.out / "bundles" / here.name)
-    assert found["ok"] is True and found["device"] == "local"
-    assert found["max_abs"] <= found["limit_max_abs"]
-    with pytest.raises(BundleNotFound, match="nowhere does not exist"):
-        edgec.verify(report.out / "nowhere")
-
-
-def test_run_gives_json_values(report: Report, here: Target) -> None:
-    vectors = edgec.run(report.out / "bundles" / here.name, list(SENTENCES[:2]))
-    with edgec_runtime.load(report.out / "bundles" / here.name) as model:
-        np.testing.assert_array_equal(np.array(vectors, np.float32), model.embed(SENTENCES[:2]))
-    json.dumps(vectors)
-
-
-def test_bench(report: Report, here: Target) -> None:
-    bundles = [report.out / "baseline", report.out / "bundles" / here.name]
-    found = edgec.bench(bundles, tokens=(8,), batch=(1, 2), rounds=2, cold_start=False)
-    assert [one.path for one in found.bundles] == bundles
-    assert list(found.bundles[1].shapes) == [(1, 8), (2, 8)]
-    assert found.settings["rounds"] == 2 and found.bundles[1].cold_start_ms is None
-
-
-def test_audit(report: Report, here: Target) -> None:
-    found = edgec.audit(report.out / "bundles" / here.name)
-    assert found.int8_share > 0.5 and found.target == here.name
 
 
 # Budgets, labels and refusals, for a target that nothing is measured for.
