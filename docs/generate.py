@@ -73,13 +73,22 @@ def cli_page() -> str:
 
 
 def options_table(cls: type) -> str:
-    """A row for each field of a pass: its type, its default, and its meaning from the docstring of the class."""
+    """A row for each field of a pass: its type, its default, and its meaning from the docstring of the class.
+
+    Below an option that has options of its own there is a row for each of these.
+    """
+    rows = ["| option | type | default | meaning |", "|---|---|---|---|", *_option_rows(cls, "")]
+    return "\n".join(rows) + "\n"
+
+
+def _option_rows(cls: type, prefix: str) -> Iterator[str]:
     hints = typing.get_type_hints(cls)
     fields = [field for field in dataclasses.fields(cls) if field.init]
     meanings = _meanings(cls, [field.name for field in fields])
-    rows = ["| option | type | default | meaning |", "|---|---|---|---|"]
-    rows += [f"| `{f.name}` | {_type(hints[f.name])} | {_default(f)} | {meanings[f.name]} |" for f in fields]
-    return "\n".join(rows) + "\n"
+    for f in fields:
+        yield f"| `{prefix}{f.name}` | {_type(hints[f.name])} | {_default(f)} | {meanings[f.name]} |"
+        for inner in filter(dataclasses.is_dataclass, typing.get_args(hints[f.name])):
+            yield from _option_rows(inner, f"{prefix}{f.name}.")
 
 
 def layers_table() -> str:
@@ -141,6 +150,8 @@ def _type(hint: Any) -> str:
         return f"list of {_type(arguments[0])}s"
     if origin in (types.UnionType, typing.Union):
         return " or ".join("null" if argument is type(None) else _type(argument) for argument in arguments)
+    if dataclasses.is_dataclass(hint):
+        return "mapping"
     return {bool: "true or false", int: "whole number", float: "number", str: "text"}[hint]
 
 

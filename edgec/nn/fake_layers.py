@@ -7,7 +7,7 @@ are; what differs are the last bits of the scaling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,21 @@ class FakeLinear(nn.Module):
     """A linear layer as `quantization` says: x (.., inputs) -> (.., channels), float32.
 
     Shares weight and bias with `layer`. In eval mode the weights are those integers that the graph has. In training
-    mode they are rounded anew from `weight` in every forward, on the scales found at the start, and gradients reach
-    x, weight and bias (straight through the rounding, none where a value is clipped); `eval()` takes them over.
+    mode they are rounded anew from `weight` in every forward, on the scales that `rescale()` found last, and gradients
+    reach x, weight and bias (straight through the rounding, none where a value is clipped); `eval()` finds scales and
+    integers anew.
 
     tensors: "weight" (inputs, channels) and "scale" (blocks, channels) of a weight-only layer whose integers were
     chosen otherwise (GPTQ): they stay as they are, in training too. reduce_range: weights of 8 bits keep to 7, except
     weight-only ones.
+
+    quantization: may be replaced between two forwards by one with another `input_range`. rounding: where it is off,
+    the layer computes in float while it is in training mode. note: is told what the range is to span, at every forward:
+    the inputs, smoothed, and zero in outlier channels.
     """
+
+    rounding = True
+    note: Callable[[torch.Tensor], None] | None = None
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -58,26 +66,29 @@ class FakeLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias, self.quantization = layer.weight, layer.bias, quantization
-        self.given = "weight" in tensors
+        self.reduce_range, self.given = reduce_range, "weight" in tensors
         self._keep("smoothing", _floats(quantization.smoothing))
         self._keep("correction", _floats(quantization.bias_correction))
         self._keep("outliers", torch.tensor(quantization.outliers) if quantization.outliers else None)
-        if self.given:
-            integers, scale = tensors["weight"], tensors["scale"]
-        else:
-            matrix = self._matrix().detach().numpy()
-            if quantization.scheme == "weight-only":
-                integers, scale = quantize_blocks(matrix, quantization.bits, quantization.block_size)
-            else:
-                integers, scale = quantize_linear(matrix, quantization, reduce_range=reduce_range)
+        integers, scale = (tensors["weight"], tensors["scale"]) if self.given else self._quantized()
         self.lowest, self.highest = _levels(quantization, reduce_range)
         self._keep("scale", torch.from_numpy(scale))
         self._keep("integers", torch.from_numpy(integers.astype(np.float32)))
         super().train(layer.training)
 
+    @property
+    def searched(self) -> bool:
+        """Whether `rescale` tries many scales, which takes long, or takes the extremes of the weights."""
+        weight_only = self.quantization.scheme == "weight-only"
+        return self.quantization.bits == 4 if weight_only else self.quantization.clip
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        integers = self._rounded() if self.training else self.integers
         smoothed = x if self.smoothing is None else x / self.smoothing
+        if self.note is not None:
+            self.note(self._without_outliers(smoothed))
+        if self.training and not self.rounding:
+            return nn.functional.linear(x, self.weight, self.bias)
+        integers = self._rounded() if self.training else self.integers
         if self.quantization.scheme == "weight-only":
             y = smoothed @ (integers * self._scale_of_inputs())
         else:
@@ -92,14 +103,30 @@ class FakeLinear(nn.Module):
 
     def train(self, mode: bool = True) -> FakeLinear:
         if self.training and not mode:
-            self.integers = self._rounded().detach()
+            self.rescale()
         return super().train(mode)
+
+    def rescale(self) -> None:
+        """Find the scales and integers of the weights as they are now, as export does."""
+        if not self.given:
+            integers, scale = self._quantized()
+            # New tensors: a gradient that is still to be computed may need the old ones.
+            self.scale = torch.from_numpy(scale).to(self.scale.device)
+            self.integers = torch.from_numpy(integers.astype(np.float32)).to(self.scale.device)
+
+    def _quantized(self) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+        # In the memory order of the graph's constants: sums of squared errors have the same last bits then.
+        matrix = np.ascontiguousarray(self._matrix().detach().cpu().numpy())
+        if self.quantization.scheme == "weight-only":
+            return quantize_blocks(matrix, self.quantization.bits, self.quantization.block_size)
+        return quantize_linear(matrix, self.quantization, reduce_range=self.reduce_range)
+
+    def _without_outliers(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.outliers is None else x.index_fill(-1, self.outliers, 0.0)
 
     def _steps(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         layer = self.quantization
-        if self.outliers is not None:
-            # They take no part in a scale that is taken from x.
-            x = x.index_fill(-1, self.outliers, 0.0)
+        x = self._without_outliers(x)  # they take no part in a scale that is taken from x
         if layer.scheme == "static":
             assert layer.input_range is not None
             return steps_of_range(x, *layer.input_range, layer.bits)
@@ -132,29 +159,41 @@ class FakeEmbedding(nn.Module):
     """A lookup in a table as `quantization` says: ids (..) -> (.., width), float32.
 
     Rows are rounded after the lookup: the result is that of a rounded table, at the cost of the rows that are read.
-    Shares its weight with `layer`, and with whatever else does (an output layer tied to it stays as it is).
+    Shares its weight with `layer`, and with whatever else does (an output layer tied to it stays as it is). The scales
+    follow the weights as those of FakeLinear do; `rounding` and `searched` are as there.
     """
 
     weight: nn.Parameter
     scale: torch.Tensor
+    rounding = True
 
     def __init__(self, layer: nn.Embedding, quantization: LayerQuantization) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = layer.num_embeddings, layer.embedding_dim
         self.weight, self.padding_idx = layer.weight, layer.padding_idx
-        table = layer.weight.detach().numpy()
-        if quantization.bits == 4:
-            self.block_size = quantization.block_size
-            _, scale = quantize_row_blocks(table, self.block_size)
-        else:
-            self.block_size = layer.embedding_dim
-            _, scale = quantize_rows(table)
+        self.searched = quantization.bits == 4
+        self.block_size = quantization.block_size if self.searched else layer.embedding_dim
         self.lowest, self.highest = _levels(quantization, False)
-        self.register_buffer("scale", torch.from_numpy(scale), persistent=False)
+        self.register_buffer("scale", torch.from_numpy(self._scale()), persistent=False)
         super().train(layer.training)
+
+    def train(self, mode: bool = True) -> FakeEmbedding:
+        if self.training and not mode:
+            self.rescale()
+        return super().train(mode)
+
+    def rescale(self) -> None:
+        """Find the scales of the table as it is now, as export does."""
+        self.scale = torch.from_numpy(self._scale()).to(self.scale.device)
+
+    def _scale(self) -> npt.NDArray[np.float32]:
+        table = self.weight.detach().cpu().numpy()
+        return (quantize_row_blocks(table, self.block_size) if self.searched else quantize_rows(table))[1]
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         rows = nn.functional.embedding(ids, self.weight, self.padding_idx)
+        if self.training and not self.rounding:
+            return rows
         scale = self.scale[ids].repeat_interleave(self.block_size, dim=-1)[..., : self.embedding_dim]
         return round_through(rows / scale).clamp(self.lowest, self.highest) * scale
 

@@ -17,23 +17,71 @@ from edgec.state import PointQuantization
 
 from .rounding import round_through
 
+Note = Callable[[str, torch.Tensor, torch.Tensor | None], None]
+"""Takes the name of a tensor as in PointQuantization.ranges, the tensor, and which of its values count: None, all."""
 
-def apply_points(part: nn.Module, points: Mapping[str, PointQuantization], *, reduce_range: bool = False) -> None:
+
+class FakePoint:
+    """What one module rounds, and on what.
+
+    point: may be replaced between two forwards by one with other ranges. rounding: where it is off, the module computes
+    in float while it is in training mode. note: is told every tensor that a range is to span, at every forward.
+    """
+
+    def __init__(self, point: PointQuantization, reduce_range: bool = False) -> None:
+        self.point, self.reduce_range = point, reduce_range
+        self.rounding = True
+        self.note: Note | None = None
+
+    def from_zero_point(
+        self, module: nn.Module, name: str, x: torch.Tensor, counted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`x` on levels from a zero point, as u8; `x` itself where it has no range."""
+        if not self._rounds(module, name, x, counted):
+            return x
+        step, zero_point = activation_scale(*self.point.ranges[name], self.point.bits)
+        scale, zero = torch.tensor(step), int(zero_point)
+        return (round_through(x / scale).clamp(-zero, 2**self.point.bits - 1 - zero)) * scale
+
+    def around_zero(self, module: nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
+        """`x` on levels around zero, as s8: the second operand of a product."""
+        if not self._rounds(module, name, x, None):
+            return x
+        low, high = self.point.ranges[name]
+        least, most = -(2 ** (self.point.bits - 1)), 2 ** (self.point.bits - 1) - 1
+        if self.reduce_range and most > REDUCED_RANGE:
+            least, most = -REDUCED_RANGE, REDUCED_RANGE
+        scale = torch.tensor(max(-low, high) / most if max(-low, high) > 0 else 1.0)
+        return round_through(x / scale).clamp(least, most) * scale
+
+    def _rounds(self, module: nn.Module, name: str, x: torch.Tensor, counted: torch.Tensor | None) -> bool:
+        if name not in self.point.ranges:
+            return False
+        if self.note is not None:
+            self.note(name, x, counted)
+        return self.rounding or not module.training
+
+
+def apply_points(
+    part: nn.Module, points: Mapping[str, PointQuantization], *, reduce_range: bool = False
+) -> dict[str, FakePoint]:
     """Make `part` round at exactly these points, in place: the float arithmetic of a fully quantized model.
 
     points: by module path (`Quantization.of_part(name).points`). reduce_range: as the target's int8.reduce_range;
     keys and values then have magnitudes of at most 64. A tensor is quantized and restored at once (Bie et al. 2020,
-    equations 5 to 7), to the nearest level, half to even; gradients pass through. Raises AttributeError where there is
-    no such module.
+    equations 5 to 7), to the nearest level, half to even; gradients pass through. Returns what rounds, by module path,
+    for who trains the part. Raises AttributeError where there is no such module.
     """
+    fakes: dict[str, FakePoint] = {}
     for path, point in points.items():
         module = part.get_submodule(path)
+        fake = fakes[path] = FakePoint(point, reduce_range)
         if point.kind == "attention":
-            attend = partial(_attend, point, reduce_range)
-            module.forward = partial(_forward_with, attend, module.forward)
+            module.forward = partial(_forward_with, partial(_attend, fake), module.forward)
         else:
-            module.register_forward_pre_hook(partial(_round_input, point))
-            module.register_forward_hook(partial(_round_output, point))
+            module.register_forward_pre_hook(partial(_round_input, fake))
+            module.register_forward_hook(partial(_round_output, fake))
+    return fakes
 
 
 @contextmanager
@@ -69,52 +117,32 @@ def _forward_with(attend: Callable[..., Any], forward: Callable[..., Any], *args
 
 
 def _attend(
-    point: PointQuantization,
-    reduce_range: bool,
+    fake: FakePoint,
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float | None = None,
+    dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    query = _rounded(query, point, "query")
-    key, value = (_rounded_evenly(x, point, name, reduce_range) for name, x in (("key", key), ("value", value)))
+    query = fake.from_zero_point(module, "query", query)
+    key, value = (fake.around_zero(module, name, x) for name, x in (("key", key), ("value", value)))
     # Scores are rounded before the mask: a hidden key is then no level of theirs, and counts for nothing at all.
-    scores = _rounded(attention_scores(query, key, scaling), point, "scores")
-    probabilities = _rounded(attention_probabilities(scores, mask), point, "probabilities")
+    scores = fake.from_zero_point(module, "scores", attention_scores(query, key, scaling), mask)
+    probabilities = fake.from_zero_point(module, "probabilities", attention_probabilities(scores, mask))
+    probabilities = nn.functional.dropout(probabilities, dropout, module.training)
     return (probabilities @ value).transpose(1, 2).contiguous(), None
 
 
-def _round_input(point: PointQuantization, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def _round_input(fake: FakePoint, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
     (x,) = inputs
-    if point.smoothing is None:
-        return _rounded(x, point, "input")
-    factors = torch.tensor(point.smoothing)
-    return _rounded(x / factors, point, "input") * factors
+    if fake.point.smoothing is None:
+        return fake.from_zero_point(module, "input", x)
+    factors = torch.tensor(fake.point.smoothing, device=x.device)
+    return fake.from_zero_point(module, "input", x / factors) * factors
 
 
-def _round_output(point: PointQuantization, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return _rounded(output, point, "output")
-
-
-def _rounded(x: torch.Tensor, point: PointQuantization, name: str) -> torch.Tensor:
-    """`x` on levels from a zero point, as u8; `x` itself where it has no range."""
-    if name not in point.ranges:
-        return x
-    step, zero_point = activation_scale(*point.ranges[name], point.bits)
-    scale, zero = torch.tensor(step), int(zero_point)
-    return (round_through(x / scale).clamp(-zero, 2**point.bits - 1 - zero)) * scale
-
-
-def _rounded_evenly(x: torch.Tensor, point: PointQuantization, name: str, reduce_range: bool) -> torch.Tensor:
-    """`x` on levels around zero, as s8: the second operand of a product."""
-    if name not in point.ranges:
-        return x
-    low, high = point.ranges[name]
-    least, most = -(2 ** (point.bits - 1)), 2 ** (point.bits - 1) - 1
-    if reduce_range and most > REDUCED_RANGE:
-        least, most = -REDUCED_RANGE, REDUCED_RANGE
-    scale = torch.tensor(max(-low, high) / most if max(-low, high) > 0 else 1.0)
-    return round_through(x / scale).clamp(least, most) * scale
+def _round_output(fake: FakePoint, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return fake.from_zero_point(module, "output", output)

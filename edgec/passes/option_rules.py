@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from edgec.training.options import TrainingOptions
+
 if TYPE_CHECKING:
     from edgec.passes.quantize import Quantize
 
@@ -40,9 +42,11 @@ def check_options(step: Quantize) -> None:
         schemes = _SCHEMES_OF.get(name, (step.scheme,))
         if step.scheme not in schemes:
             raise ValueError(f"{name} is an option of scheme {_or(schemes)}, not of {step.scheme}")
+    _check_training(step, given)
     if "percentile" in given and step.observer != "percentile":
         raise ValueError(f"percentile is for observer: percentile, not for {step.observer}")
-    if "momentum" in given and step.scheme == "static" and step.observer != "moving-average":
+    averaged = step.observer == "moving-average" or step.when == "training"
+    if "momentum" in given and step.scheme == "static" and not averaged:
         raise ValueError(f"momentum is for observer: moving-average, not for {step.observer}")
     if "outlier_threshold" in given and step.scheme == "static" and not step.outliers:
         raise ValueError("outlier_threshold is given, and outliers names no layer: leave it out, or name layers")
@@ -50,6 +54,27 @@ def check_options(step: Quantize) -> None:
         raise ValueError("embedding_bits is 4, and embeddings is off: leave one of them out")
     if "block_size" in given and step.scheme != "weight-only" and step.embedding_bits != 4:
         raise ValueError("block_size is for scheme weight-only and for embedding_bits: 4; nothing else has blocks")
+
+
+def _check_training(step: Quantize, given: set[str]) -> None:
+    if step.when == "after":
+        for name in ("training", "start_step", "average_checkpoints"):
+            if name in given:
+                raise ValueError(f"{name} is an option of when: training, not of after")
+        return
+    if step.rounding == "gptq":
+        raise ValueError("rounding: gptq chooses integers for weights that stay; with when: training leave it out")
+    if "observer" in given:
+        raise ValueError("observer is for when: after; with when: training ranges are moving averages")
+    training = step.training or TrainingOptions()
+    if training.steps is not None and step.start_step >= training.steps:
+        raise ValueError(f"start_step should be below training.steps ({training.steps}), not {step.start_step}")
+    if step.average_checkpoints > training.checks:
+        raise ValueError(
+            f"average_checkpoints should be at most training.checks ({training.checks}), not {step.average_checkpoints}"
+        )
+    if step.average_checkpoints > 1 and training.patience is not None:
+        raise ValueError("average_checkpoints is for a training of known length: leave it out, or training.patience")
 
 
 def _check_bounds(step: Quantize) -> None:
@@ -61,6 +86,8 @@ def _check_bounds(step: Quantize) -> None:
         ("smooth_alpha", 0 <= step.smooth_alpha <= 1, "between 0 and 1"),
         ("outlier_threshold", step.outlier_threshold > 0, "above 0"),
         ("steps", step.steps >= 1, "at least 1"),
+        ("start_step", step.start_step >= 0, "at least 0"),
+        ("average_checkpoints", step.average_checkpoints >= 1, "at least 1"),
     ):
         if not fits:
             raise ValueError(f"{name} should be {wanted}, not {getattr(step, name)}")

@@ -18,6 +18,7 @@ from edgec.errors import DataError, PassError, UserError
 from edgec.numerics.ranges import least_squares_range, percentile_range
 from edgec.passes.option_rules import check_options
 from edgec.state import LayerQuantization, ModelState, PassContext, PassResult, Quantization
+from edgec.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from edgec.passes.calibrate import MakeObserver
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Post-training quantization: s8 weights, u8 activations, float sums; or small weights alone. No training.
+    """s8 weights, u8 activations, float sums; or small weights alone. Calibrated, and trained where that is asked for.
 
     scheme: how products are computed; see the schemes below. granularity: "token", a scale each row of the
     activations, so that an answer never depends on batch-mates, or "tensor", one for all, so that texts run alone;
@@ -52,7 +53,13 @@ class Quantize:
     moving averages of fully-quantized run over, the texts over and over. softmax: the scores that the softmax reads
     are rounded, too; fully-quantized. layer_norms: which of their tensors are rounded: none, the outputs, or the
     inputs as well; fully-quantized. layer_norm_smoothing: divide the inputs of layer norms by a factor a channel
-    before they are rounded; fully-quantized with layer_norms all.
+    before they are rounded; fully-quantized with layer_norms all. when: "after" the training of the model, whose
+    weights stay as they are, or "training": the calibrated model goes on learning while it rounds, and fixed ranges
+    become moving averages of each step's extremes, with `momentum` (Bie et al. 2020, sections 3.1 and 4.2). training:
+    how it learns; when: training. start_step: rounding begins after so many steps, before which the model learns in
+    float; when: training. average_checkpoints: the mean of the weights at so many of the last `training.checks` is
+    taken, and the ranges are adjusted to it; 1: the last weights, or those that score best on data.validation; when:
+    training.
     """
 
     name: ClassVar[str] = "quantize"
@@ -79,6 +86,10 @@ class Quantize:
     softmax: bool = True
     layer_norms: Literal["float", "outputs", "all"] = "outputs"
     layer_norm_smoothing: bool = True
+    when: Literal["after", "training"] = "after"
+    training: TrainingOptions | None = None
+    start_step: int = 0
+    average_checkpoints: int = 1
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -88,6 +99,11 @@ class Quantize:
             raise DataError(
                 f"{needed[0]} needs calibration texts", f"give data.calibrate in the recipe, or {needed[1]}"
             )
+        if self.when == "training" and not (ctx.data.train or ctx.data.unlabelled or ctx.texts):
+            raise DataError(
+                "quantize with when: training needs rows to train on",
+                "give data.train, or texts without labels as data.unlabelled",
+            )
 
     def requires(self, state: ModelState) -> None:
         from edgec.passes.layers import candidates, path_of
@@ -96,6 +112,12 @@ class Quantize:
             raise UserError(
                 "the model is quantized already",
                 "keep one quantize pass in the recipe, or start from the float model",
+            )
+        if self.when == "training" and state.lora is not None:
+            raise UserError("the model has LoRA adapters beside its weights", "merge them with fuse-adapters first")
+        if state.lora is not None:
+            raise UserError(
+                "the model has LoRA adapters beside its weights", "put fuse-adapters before quantize in the recipe"
             )
         paths = [path_of(key) for key in candidates(state)]
         # Full quantization has points inside attention and layer norms, too.
@@ -138,6 +160,8 @@ class Quantize:
             report["outliers"] = {key: len(layers[key].outliers) for key in split or matrices if key in layers}
         decision = Quantization(self.scheme, layers, len(state.history))
         decision = self._refined(state, decision, seen, texts, ctx, report)
+        if self.when == "training":
+            return self._trained(state, decision, ctx, report)
         return PassResult(dataclasses.replace(state, quantization=decision), report)
 
     def ensures(self, before: ModelState, after: ModelState) -> None:
@@ -152,6 +176,22 @@ class Quantize:
         for key, point in quantization.points.items():
             for found in point.ranges.values():
                 require_range(key, found)
+
+    def _trained(
+        self, state: ModelState, decision: Quantization, ctx: PassContext, report: dict[str, Any]
+    ) -> PassResult:
+        """The calibrated `decision` after training with it."""
+        from edgec.passes.quantize_training import TrainingSettings, train_rounded
+
+        if self.scheme == "static":
+            report["observer"] = "moving-average"
+        settings = TrainingSettings(
+            self.training or TrainingOptions(), self.start_step, self.momentum, self.average_checkpoints
+        )
+        # A float export of the trained weights has gone through this pass as well.
+        decision = dataclasses.replace(decision, passes_before=len(state.history) + 1)
+        after, report["training"] = train_rounded(state, decision, settings, ctx)
+        return PassResult(after, report)
 
     def _needs_texts(self) -> tuple[str, str] | None:
         """What of these options has to be calibrated, and what to choose instead."""
