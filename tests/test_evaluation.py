@@ -284,3 +284,23 @@ def test_the_run_command_is_the_runtimes(classifier_bundle: Path, capsys: Any) -
     with edgec_runtime.load(classifier_bundle) as model:
         labels = model.classify([("a river", "--x"), ("-5 degrees", "--x")])
     assert [line["label"] for line in lines] == [label.label for label in labels]
+
+
+def test_the_command_takes_several_files(tmp_path: Path, classifier_bundle: Path, capsys: Any) -> None:
+    files = {
+        name: write_csv(tmp_path / f"{name}=.csv", ["text", "label"], [(text, NAMES[i % 3]) for i, text in rows])
+        for name, rows in (("de", list(enumerate(TEXTS[:20]))), ("en", list(enumerate(TEXTS[20:30]))))
+    }
+    given = [f"{name}={path}" for name, path in files.items()]
+    evaluate_command(str(classifier_bundle), given, group_by=["file"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["n"] == 30
+    for name, path in files.items():
+        evaluate_command(str(classifier_bundle), [str(path)])  # a file whose name has "=" is no NAME=FILE
+        alone = json.loads(capsys.readouterr().out)
+        assert printed["groups"]["file"][name] == {**alone["metrics"], "n": alone["n"]}
+    evaluate_command(str(classifier_bundle), given, rows=6, first_row=5)
+    held = json.loads(capsys.readouterr().out)
+    assert held["n"] == 6, "three of each"
+    whole = [evaluate(classifier_bundle, path, rows=3, first_row=5).metrics["accuracy"] for path in files.values()]
+    assert held["metrics"]["accuracy"] == pytest.approx(np.mean(whole))

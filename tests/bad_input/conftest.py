@@ -16,18 +16,21 @@ from edgec.target import Target
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`embedding` and `classification`: tiny model folders, not to be changed."""
+    """`embedding`, `classification`, `tags` and `answers`: tiny model folders, not to be changed."""
     from tiny_models import sentence_transformer, tiny
 
     folder = tmp_path_factory.mktemp("models")
     sentence_transformer(folder / "embedding")
     tiny("bert", "text-classification", folder / "classification")
+    tiny("bert", "token-classification", folder / "tags", num_hidden_layers=1)
+    tiny("bert", "question-answering", folder / "answers", num_hidden_layers=1)
     return folder
 
 
 @pytest.fixture(scope="session")
 def bundles(models: Path, here: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`embedding`, made by the command, and `classification`: fp32 bundles for this machine, not to be changed."""
+    """`embedding`, made by the command, `classification`, `tags` and `answers`: fp32 bundles for this machine, not to
+    be changed."""
     from float_bundles import write_float_bundle
 
     from edgec.models import load_model
@@ -36,6 +39,9 @@ def bundles(models: Path, here: Target, tmp_path_factory: pytest.TempPathFactory
     done = edgec("export", models / "embedding", "--target", here.name, "--out", folder / "embedding", cwd=folder)
     assert done.code == 0, done.stderr
     write_float_bundle(load_model(models / "classification"), folder / "classification", ["Ada walked"])
+    write_float_bundle(load_model(models / "tags"), folder / "tags", ["Ada walked"])
+    question = {"question": "Who walked?", "context": "Ada walked"}
+    write_float_bundle(load_model(models / "answers"), folder / "answers", [question])
     return folder
 
 

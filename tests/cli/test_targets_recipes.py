@@ -123,3 +123,18 @@ def test_a_misspelt_name_gets_the_nearest(command: object) -> None:
     result = command("show", name)
     assert isinstance(result.exception, UserError)
     assert "did you mean" in result.exception.hint
+
+
+def test_check_takes_the_task_that_the_passes_end_with(tmp_path: Path) -> None:
+    (tmp_path / "d.conll").write_text("a O\n")
+    path = tmp_path / "mine.yaml"
+    text = (
+        "edgec: 1\nmodel: {source: org/name, task: feature-extraction}\ntargets: [arm64]\n"
+        "data: {train: {text: d.conll}, evaluate: {text: d.conll}}\n"
+    )
+    path.write_text(text + "passes: [{finetune: {task: token-classification}}]\n")
+    assert recipes_command("check", str(path)).exit_code == 0
+    path.write_text(text)
+    result = recipes_command("check", str(path))
+    assert isinstance(result.exception, RecipeError)
+    assert [part in result.exception.message for part in ("data.train is of", "data.evaluate is conll")] == [True, True]
