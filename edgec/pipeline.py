@@ -57,12 +57,12 @@ def compress(
 ) -> Report:
     """Run a recipe: load, passes, export for every target, put back what the budget asks for, verify, measure, judge.
 
-    Writes `out` (default build/NAME) whole or not at all: `model`, `baseline` (the fp32 bundle), `bundles/TARGET`,
-    `report.json` and `report.html`. on: the device that measures. overrides: "passes.0.scheme=dynamic". forms: which
-    operators compute the graph, see edgec.costs.find. resume: take up the passes that an interrupted run finished.
-    force: replace `out`. Raises EdgecError or BundleError; GateFailed where the device does not reproduce the answers
-    of a bundle made for it. A missed budget raises nothing here: `verdicts` of the report tell it, and require_budget
-    raises.
+    Writes `out` (default build/NAME) whole or not at all: `model`, `baseline` (the fp32 bundle), `bundles/TARGET`, with
+    export.compressed `bundles/TARGET.zip`, `report.json` and `report.html`. on: the device that measures. overrides:
+    "passes.0.scheme=dynamic". forms: which operators compute the graph, see edgec.costs.find. resume: take up the
+    passes that an interrupted run finished. force: replace `out`. Raises EdgecError or BundleError; GateFailed where
+    the device does not reproduce the answers of a bundle made for it. A missed budget raises nothing here: `verdicts`
+    of the report tell it, and require_budget raises.
     """
     started = time.monotonic()
     asked = load_recipe(recipe, overrides=overrides, passes=PASSES)
@@ -125,6 +125,7 @@ def compress(
                 if name in verified:
                     say(f"verify {name} on {device.name}")
                     verified[name] = reproduced(device, folder, name, on_warning=say)
+        archives = build.archives(bundles) if asked.export.compressed else {}
         report = make_report(
             out,
             recipe=asked.to_dict(),
@@ -145,6 +146,7 @@ def compress(
             outcome=outcome,
             audits=build.audits(bundles),
             tensors=build.tensors(bundles),
+            archives=archives,
             seconds=time.monotonic() - started,
         )
         write_report(work, report)
@@ -223,6 +225,14 @@ class _Build:
             for name, manifest in bundles.items()
             if manifest.parts[0].precision == "int8"
         }
+
+    def archives(self, bundles: Mapping[str, Manifest]) -> dict[str, int]:
+        """Write each bundle as one compressed file beside its folder; the bytes of each, by target."""
+        from edgec_runtime.archive import pack
+
+        self.say("compress the bundles")
+        folder = self.work / "bundles"
+        return {name: pack(folder / name, folder / f"{name}.zip") for name in bundles}
 
 
 def _put_back(

@@ -72,7 +72,7 @@ class ExportConfig:
     happens to a longer text; None: the task's usual way. stride: tokens that two neighbouring windows share; 0: a
     quarter of a row. schedule: how the runtime shares out many texts; None: as measured where a target fits the
     device, else streams. null_answers: "there is no answer" may win; max_answer_tokens: the longest answer (both of
-    question-answering).
+    question-answering). compressed: each bundle as one compressed file, too.
     """
 
     opset: int = field(default=23, metadata=bounds(at_least=18, at_most=23))
@@ -82,6 +82,7 @@ class ExportConfig:
     schedule: Literal["streams", "batches"] | None = None
     null_answers: bool = False
     max_answer_tokens: int = field(default=30, metadata=bounds(at_least=1))
+    compressed: bool = False
 
     def __post_init__(self) -> None:
         if self.stride and self.long_text == "truncate":

@@ -66,13 +66,15 @@ def make_report(
     outcome: Outcome | None,
     audits: Mapping[str, Mapping[str, Any]],
     tensors: Mapping[str, Sequence[Mapping[str, Any]]],
+    archives: Mapping[str, int],
     seconds: float,
 ) -> Report:
     """Gather a Report.
 
     command: what repeats the run. verified: by target, how far the device was from the golden vectors; a target that
     the device is not of has none. fell_back: targets that ship fp32, as on_miss says. audits, tensors: by target, what
-    edgec.auditing tells of its bundle. ranking, outcome: None where no layer had to be put back.
+    edgec.auditing tells of its bundle. archives: by target, the bytes of its bundle as one compressed file, where there
+    is one. ranking, outcome: None where no layer had to be put back.
     """
     data = {
         "schema": SCHEMA,
@@ -92,6 +94,7 @@ def make_report(
                 "audit": audits.get(name),
                 "tensors": tensors.get(name),
                 "spread": m.golden.spread or None,
+                "archive_bytes": archives.get(name),
             }
             for name, m in bundles.items()
         ],

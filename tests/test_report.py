@@ -46,6 +46,7 @@ def _report(**changes: Any) -> Report:
         "outcome": None,
         "audits": {"arm64": {"int8_share": 0.9}},
         "tensors": {"arm64": [{"module": "model.pooler", "snr_db": 30.0, "cosine": 0.999}]},
+        "archives": {"arm64": 20_000_000},
         "seconds": 12.34,
     }
     return make_report(Path("out"), **{**values, **changes})
@@ -67,6 +68,7 @@ def test_what_the_report_holds(tmp_path: Path) -> None:
     assert set(first) == {
         *("path", "target", "precision", "bytes", "graph_bytes", "build_id", "digest", "quality", "parity"),
         *("forms", "golden", "schedule", "measured", "verified", "audit", "tensors", "spread"),
+        "archive_bytes",
     }
     assert [one["verified"] for one in data["bundles"]] == [
         {"device": "local", "max_abs": 0.001, "min_cosine": 0.9999},
@@ -74,6 +76,7 @@ def test_what_the_report_holds(tmp_path: Path) -> None:
     ]
     assert "verified" not in data["baseline"]
     assert (first["audit"], first["tensors"][0]["snr_db"], first["spread"]) == ({"int8_share": 0.9}, 30.0, None)
+    assert [one["archive_bytes"] for one in data["bundles"]] == [20_000_000, None]
     assert (data["bundles"][1]["audit"], data["bundles"][1]["tensors"]) == (None, None)
     assert data["calibration"] == {"texts": 3, "groups": {"de": 1, "en": 2}}
     assert data["choices"] == {

@@ -26,6 +26,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .archive import unpack
     from .errors import BundleError
     from .loading import load
     from .notices import BundleWarning, TruncationWarning
@@ -49,6 +50,7 @@ __all__ = [
     "Tagger",
     "TruncationWarning",
     "load",
+    "unpack",
 ]
 
 # Imported at first use: edgec reads the manifest format from here and wants neither numpy nor onnxruntime for
@@ -67,6 +69,7 @@ _HOMES: Final = {
     "Tagger": "tasks.tag",
     "TruncationWarning": "notices",
     "load": "loading",
+    "unpack": "archive",
 }
 
 

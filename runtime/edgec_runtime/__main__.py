@@ -1,4 +1,4 @@
-"""`python -m edgec_runtime check|run|bench|facts`: stdout carries data, stderr the rest.
+"""`python -m edgec_runtime check|run|bench|facts|unpack`: stdout carries data, stderr the rest.
 
 Exit codes: 0 done, 1 a check failed or the bundle was refused, 2 the input is wrong, 3 the machine or its
 file system failed, 130 interrupted. EDGEC_TRACEBACK=1 shows where an error came from.
@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "run": "answer inputs, one JSON object a line",
     "bench": "measure bundles side by side",
     "facts": "describe this machine",
+    "unpack": "make a bundle's folder from its archive",
 }
 
 
@@ -107,6 +108,7 @@ _ADD: Final = {
     "run": _add_run,
     "bench": _add_elsewhere("bench"),
     "facts": _add_elsewhere("machine"),
+    "unpack": _add_elsewhere("archive"),
 }
 
 

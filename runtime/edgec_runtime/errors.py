@@ -2,6 +2,7 @@
 
 BundleError(Exception)        cause and remedy; `exit_code` is what the command line ends with
 ├── BundleNotFound            no folder, or no manifest.json in it
+├── FolderInTheWay            an archive is to be unpacked where something is
 ├── ManifestInvalid           manifest.json is not what the format says
 ├── FormatTooNew              written by a later format than this runtime reads
 ├── FileDamaged               a file's size or sha256 is not the manifest's
@@ -30,6 +31,10 @@ class BundleError(Exception):
 
 
 class BundleNotFound(BundleError):
+    exit_code = 2
+
+
+class FolderInTheWay(BundleError):
     exit_code = 2
 
 

@@ -17,7 +17,7 @@ from .errors import BundleNotFound, FileDamaged, ManifestInvalid, PartMissing, U
 from .manifest import MANIFEST_FILE, FileInfo, Manifest, parse
 from .record import Record
 
-_MANIFEST_LIMIT: Final = 16 << 20
+MANIFEST_LIMIT: Final = 16 << 20
 _AGAIN: Final = "the bundle was changed or copied incompletely: copy it again"
 _NOT_OURS: Final = "do not use this bundle unless you trust where it came from"
 
@@ -53,9 +53,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleNotFound(f"{folder} holds no {MANIFEST_FILE}", "give the folder of a bundle")
     path = locate(folder, MANIFEST_FILE)
     with path.open("rb") as file:
-        data = file.read(_MANIFEST_LIMIT + 1)
-    if len(data) > _MANIFEST_LIMIT:
-        raise ManifestInvalid(f"{path} is larger than {_MANIFEST_LIMIT >> 20} MiB", _AGAIN)
+        data = file.read(MANIFEST_LIMIT + 1)
+    if len(data) > MANIFEST_LIMIT:
+        raise ManifestInvalid(f"{path} is larger than {MANIFEST_LIMIT >> 20} MiB", _AGAIN)
     try:
         return parse(data.decode("utf-8"), str(path))
     except (ValueError, RecursionError) as error:
@@ -70,12 +70,7 @@ def locate(folder: Path, relative: str) -> Path:
     Raises UnsafePath where the path or a link in it leaves the folder, PartMissing where there is no such
     file.
     """
-    path = PurePosixPath(relative)
-    windows = PureWindowsPath(relative)
-    plain = relative and "\\" not in relative and "\0" not in relative and str(path) == relative
-    if not plain or path.is_absolute() or windows.drive or ".." in path.parts or relative == ".":
-        raise UnsafePath(f"{folder}: the path {relative!r} may leave the bundle", _NOT_OURS)
-    full = folder / path
+    full = folder / require_inside(folder, relative)
     try:
         resolved = full.resolve()
     except (OSError, RuntimeError):  # a loop of links; RuntimeError before Python 3.13
@@ -85,6 +80,19 @@ def locate(folder: Path, relative: str) -> Path:
     if not resolved.is_file():
         raise PartMissing(f"{full} is missing", _AGAIN)
     return resolved
+
+
+def require_inside(where: Path, relative: str) -> PurePosixPath:
+    """`relative` as a path. Raises UnsafePath where it is not a plain one below the bundle's folder.
+
+    where: the folder or archive, for the message.
+    """
+    path = PurePosixPath(relative)
+    windows = PureWindowsPath(relative)
+    plain = relative and "\\" not in relative and "\0" not in relative and str(path) == relative
+    if not plain or path.is_absolute() or windows.drive or ".." in path.parts or relative == ".":
+        raise UnsafePath(f"{where}: the path {relative!r} may leave the bundle", _NOT_OURS)
+    return path
 
 
 def listing(folder: Path, manifest: Manifest) -> dict[str, FileInfo]:
