@@ -150,7 +150,7 @@ def merge_windows(encoded: Encoded, logits: Sequence[NDArray[Any]]) -> NDArray[A
 
 
 def word_tokens(sentence: Sequence[str], content: Content, tokens: int) -> list[int | None]:
-    """The token whose label counts, for each word of " ".join(sentence), among the first `tokens`; None: there is none."""
+    """The token whose label counts for each word of " ".join(sentence), of the first `tokens`; None: there is none."""
     found = {word.start: word.token for word in words(" ".join(sentence), content, tokens)}
     result: list[int | None] = []
     start = 0
