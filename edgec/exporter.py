@@ -20,6 +20,7 @@ from edgec_runtime.notices import TruncationWarning
 from edgec.bundle import write_bundle
 from edgec.data.samples import SAMPLE_PAIR, SAMPLE_TEXTS
 from edgec.emulation import emulate, kind_of_target
+from edgec.errors import UserError
 from edgec.graph.float_graph import prepare_float
 from edgec.graph.follow import Follower
 from edgec.graph.forms import DEFAULT_FORMS, apply_forms
@@ -78,6 +79,11 @@ class Exporter:
         max_answer_tokens: int = MAX_ANSWER_TOKENS,
         seed: int = 0,
     ) -> None:
+        if state.lora is not None:
+            raise UserError(
+                "the model has LoRA adapters beside its weights, and a graph has plain layers",
+                "merge them first: add fuse-adapters to the recipe's passes after lora",
+            )
         ((self.part_name, part),) = state.parts.items()
         assert isinstance(part, Part)
         described = describe(

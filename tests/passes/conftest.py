@@ -10,8 +10,10 @@ import torch
 from tiny_models import SENTENCES, tiny
 from torch import nn
 
+from edgec.data.examples import Example
 from edgec.models import load_model
-from edgec.state import ModelState, PassContext
+from edgec.passes import Lora, run_pass
+from edgec.state import ModelState, PassContext, TrainingData
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +52,23 @@ def inputs(bert: ModelState) -> dict[str, list[np.ndarray]]:
     for handle in handles:
         handle.remove()
     return seen
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> PassContext:
+    """Sentences of two classes to train on."""
+    rows = tuple(Example(text, label=str(place % 2)) for place, text in enumerate(SENTENCES))
+    return PassContext(tmp_path_factory.mktemp("classes"), SENTENCES, data=TrainingData(rows))
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> ModelState:
+    """A tiny sentence encoder."""
+    return load_model(tiny("bert", "feature-extraction", tmp_path_factory.mktemp("encoder") / "model"))
+
+
+@pytest.fixture(scope="session")
+def adapted(encoder: ModelState, classes: PassContext) -> ModelState:
+    """The encoder as a classifier, with LoRA adapters of rank 4 and alpha 6, trained far enough that they count."""
+    step = Lora(task="text-classification", r=4, alpha=6.0, steps=2, batch_size=3, learning_rate=1e-2)
+    return run_pass(step, encoder, classes)
