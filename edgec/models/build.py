@@ -1,8 +1,9 @@
 """A compressed model as a folder: what `edgec compress` leaves in OUT/model and `edgec export` takes.
 
     config.json, model.safetensors, tokenizer.json, tokenizer_config.json    as save_pretrained writes them
+    adapter.safetensors    the tensors of the alignment adapter, where the model has one
     edgec.json    {"edgec": 3, "spec": ModelSpec, "quantization": Quantization or null, "sparse": [NAME],
-                   "lora": settings or null, "history": [PassRecord],
+                   "lora": settings or null, "adapter": {"window": n} or null, "history": [PassRecord],
                    "files": {name: sha256}, "digest": sha256 of this file with an empty digest}
 
 The same state gives the same bytes. A reader refuses a folder of which any byte was changed. Layers have the shapes of
@@ -21,6 +22,7 @@ from edgec_runtime.manifest import PassRecord
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
 
 from edgec.errors import ModelError, SystemFailure
 from edgec.models.config import load_config
@@ -30,13 +32,16 @@ from edgec.models.quiet import quiet
 from edgec.models.skeleton import empty_model, fill
 from edgec.models.tokenizer import load_tokenizer, longest
 from edgec.models.weights import check_sha256, sha256, weight_files
+from edgec.nn.adapters import inject, without_adapters
+from edgec.nn.alignment import AlignmentAdapter
 from edgec.nn.parts import Part
-from edgec.nn.resize import heads_follow
+from edgec.nn.resize import heads_follow, take_shapes
 from edgec.state import LayerQuantization, ModelSpec, ModelState, PointQuantization, Quantization
 
 FORMAT_VERSION: Final = 3
 BUILD_FILE: Final = "edgec.json"
 TENSOR_FILE: Final = "quantization.safetensors"
+ADAPTER_FILE: Final = "adapter.safetensors"
 _AGAIN: Final = "the folder was changed or cut short: make it again with `edgec compress`"
 
 
@@ -56,6 +61,8 @@ def save_build(state: ModelState, folder: Path) -> None:
             state.tokenizer.save_pretrained(folder)
         if state.quantization is not None and state.quantization.tensors:
             save_file(dict(state.quantization.tensors), folder / TENSOR_FILE)
+        if part.adapter is not None:
+            save_tensors(part.adapter.state_dict(), folder / ADAPTER_FILE)
         contents = _describe(state, folder)
         (folder / BUILD_FILE).write_text(_canonical(contents), encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -72,6 +79,7 @@ def _describe(state: ModelState, folder: Path) -> dict[str, Any]:
         "quantization": None if state.quantization is None else _plain_quantization(state.quantization),
         "sparse": list(state.sparse),
         "lora": None if state.lora is None else dict(state.lora),
+        "adapter": _adapter_settings(state),
         "history": [dataclasses.asdict(record) for record in state.history],
         "files": {path.name: sha256((path,)) for path in sorted(folder.iterdir())},
         "digest": "",
@@ -94,10 +102,17 @@ def load_build(folder: Path, *, expected_sha256: str | None = None) -> ModelStat
     check_sha256((weights,), expected_sha256, str(folder))
     config = load_config(folder)
     tokenizer = load_tokenizer(folder, config, spec.task)
-    model = empty_model(config, spec.task)
-    fill(model, load_tensors(weights), folder)
+    model, tensors = empty_model(config, spec.task), load_tensors(weights)
+    if contents["lora"] is not None:
+        # Adapters are made for the size of the layer that they stand beside.
+        take_shapes(model, without_adapters(tensors))
+        inject(model, contents["lora"])
+    fill(model, tensors, folder)
     part = make_part(model, spec)
     heads_follow(part)
+    if contents["adapter"] is not None:
+        part.attach(_adapter(contents["adapter"], folder))
+    part.requires_grad_(True)
     return ModelState(
         parts={"encoder": part},
         spec=spec,
@@ -107,6 +122,22 @@ def load_build(folder: Path, *, expected_sha256: str | None = None) -> ModelStat
         sparse=tuple(contents["sparse"]),
         lora=contents["lora"],
     )
+
+
+def _adapter_settings(state: ModelState) -> dict[str, Any] | None:
+    """What its tensors do not tell."""
+    adapter = state.parts["encoder"].adapter
+    return None if adapter is None else {"window": adapter.window}
+
+
+def _adapter(settings: dict[str, Any], folder: Path) -> AlignmentAdapter:
+    """The one that `save_build` wrote, as wide as its tensors."""
+    tensors = load_tensors(folder / ADAPTER_FILE)
+    hidden, output = tensors["hidden.weight"], tensors["output.weight"]
+    window = int(settings["window"])
+    adapter = AlignmentAdapter(hidden.shape[1] // window, len(output), window=window, units=len(hidden))
+    adapter.load_state_dict(tensors)
+    return adapter.eval()
 
 
 def narrow(state: ModelState, *, task: str | None, max_length: int | None, source: str) -> ModelState:

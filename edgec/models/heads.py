@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,17 @@ def with_head(
     )
     if (task, named, spec.multi_label) == (state.spec.task, state.spec.labels, state.spec.multi_label):
         return dataclasses.replace(state, spec=spec, parts={"encoder": copy.deepcopy(part)})
-    return dataclasses.replace(state, spec=spec, parts={"encoder": _new(part, spec, seed)})
+    made = _new(part, spec, seed)
+    sparse = tuple(moved(state.sparse, part, made).values())
+    return dataclasses.replace(state, spec=spec, parts={"encoder": made}, sparse=sparse)
+
+
+def moved(keys: Iterable[str], before: Part, after: Part) -> dict[str, str]:
+    """What `keys`, "PART:PATH", of the encoder of `before` are called in `after`, which has another head. Those of the
+    head are left out."""
+    old, new = (f"encoder:{base_path(part)}." for part in (before, after))
+    inside = (key for key in keys if key.startswith(old) and ".pooler." not in f"{key}.")
+    return {key: new + key.removeprefix(old) for key in inside}
 
 
 def _new(part: Part, spec: Any, seed: int) -> Part:

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from edgec.errors import ModelError
+from edgec.nn.alignment import AlignmentAdapter
+from edgec.nn.heads import defer_pooler, head_outputs
 from edgec.nn.layout import layers
 
 POOLINGS: Final = ("mean", "cls", "max")
@@ -37,7 +39,7 @@ class Part(nn.Module):
     the mask to the model as (batch, 1, tokens, tokens), which transformers passes on untouched, so that the
     exported graph has one Attention node a layer; only right for families whose every layer attends to all
     tokens through SDPA. input_axes and output_axes name the dynamic axes by index. Module paths below `model`
-    are those of transformers.
+    are those of transformers. adapter: what the last hidden states go through before the head reads them, see `attach`.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Part(nn.Module):
         if task == "feature-extraction" and pooling not in POOLINGS:
             raise ModelError(f"unknown pooling {pooling!r}", f"poolings are {', '.join(POOLINGS)}")
         self.model = model
-        self.adapter: nn.Module | None = None
+        self.adapter: AlignmentAdapter | None = None
         self.task = task
         self.boolean_mask = boolean_mask
         self.pooling = pooling
@@ -74,10 +76,49 @@ class Part(nn.Module):
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
+        if self.adapter is not None:
+            return self.answer(self.aligned(input_ids, attention_mask, token_type_ids), attention_mask)
         result = self.model(**self.model_inputs(input_ids, attention_mask, token_type_ids))
         if self.task == "feature-extraction":
             return (self.embedding(result.last_hidden_state, attention_mask),)
         return tuple(result[name] for name in self.output_names)
+
+    def attach(self, adapter: AlignmentAdapter) -> None:
+        """Put an adapter between the encoder and the head, whose matrices must be as wide as the adapter's outputs.
+
+        Raises ModelError for a task whose head cannot be taken apart from the encoder.
+        """
+        if self.task == "fill-mask":
+            raise ModelError("a model for fill-mask takes no alignment adapter", "its output layer is its vocabulary")
+        defer_pooler(self.model)
+        self.adapter = adapter
+
+    def encoded(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The encoder's last hidden states, (batch, tokens, hidden), before an adapter."""
+        inputs = self.model_inputs(input_ids, attention_mask, token_type_ids)
+        return self.model.base_model(**inputs).last_hidden_state
+
+    def aligned(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the head reads, (batch, tokens, hidden): the encoder's last hidden states, or what an adapter makes of
+        them."""
+        states = self.encoded(input_ids, attention_mask, token_type_ids)
+        return states if self.adapter is None else self.adapter(states, attention_mask)
+
+    def answer(self, states: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The outputs of the task where the head reads `states` (batch, tokens, hidden)."""
+        if self.task == "feature-extraction":
+            return (self.embedding(states, attention_mask),)
+        return head_outputs(self.model, self.task, states, attention_mask)
 
     def states(
         self,
@@ -108,7 +149,9 @@ class Part(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        """The width of the states that the head reads."""
+        """The width of the states that the head reads: the adapter's, where there is one."""
+        if self.adapter is not None:
+            return self.adapter.outputs
         return int(self.get_submodule(layers(self)[-1].down).out_features)
 
 
