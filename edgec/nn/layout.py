@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from edgec.errors import PassError
+from edgec.errors import PassError, UserError
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,18 @@ def depth(part: Any) -> dict[str, int]:
 
 
 def keep_layers(part: Any, kept: tuple[int, ...]) -> None:
-    """Cut the encoder down to these layers, in place, in their order; the configuration follows."""
+    """Cut the encoder down to these layers, in place, in their order; the configuration follows.
+
+    Raises UserError where the lowest layer is unlike the others (ModernBERT's alone has no norm before its attention)
+    and would not stay the lowest.
+    """
     stack, config = stack_path(part), part.model.config
     before = part.get_submodule(stack)
+    if kept[0] != 0 and isinstance(getattr(before[0], "attn_norm", None), nn.Identity):
+        raise UserError(
+            f"the lowest layer of {config.model_type} is unlike the others and has to stay the lowest",
+            f"keep layer 0 first: {[0, *(index for index in kept if index)]}",
+        )
     parent, _, name = stack.rpartition(".")
     setattr(part.get_submodule(parent), name, nn.ModuleList([before[index] for index in kept]))
     for count in _COUNTS:

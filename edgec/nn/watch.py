@@ -18,7 +18,7 @@ from edgec.nn.layout import layers
 @dataclass(frozen=True)
 class AttentionMap:
     """Of one layer. scores: (batch, heads, tokens, tokens), what the softmax over the keys, the last axis, reads. seen:
-    bool, broadcastable to them, false where the model hides a key from a query; None: it hides none."""
+    (batch, 1, tokens, tokens), false where the model hides a key from a query; None: it hides none."""
 
     scores: torch.Tensor
     seen: torch.Tensor | None
@@ -93,7 +93,8 @@ class _Softmaxes(TorchFunctionMode):
             self.watched._maps.append(lambda: AttentionMap(attention_scores(query, key, scale), _seen(mask)))
         elif func is nn.functional.softmax:
             scores = args[0]
-            self.watched._maps.append(lambda: AttentionMap(scores, scores > torch.finfo(scores.dtype).min / 2))
+            lowest = torch.finfo(scores.dtype).min / 2
+            self.watched._maps.append(lambda: AttentionMap(scores, (scores > lowest)[:, :1]))
         return func(*args, **kwargs)
 
 

@@ -59,7 +59,6 @@ def fit(
         folder=ctx.training_folder / folder,
         label=label,
         validate=(lambda: scores(state, ctx)) if ctx.data.validation else None,
-        metric=options.metric,
         held=held,
         callbacks=callbacks,
         progress=ctx.progress,

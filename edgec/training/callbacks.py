@@ -13,11 +13,16 @@ import torch
 import transformers
 from torch import nn
 
-from edgec.errors import PassError
+from edgec.errors import PassError, UserError
 from edgec.state import Progress
 
 SECONDS_BETWEEN: Final = 60.0
 """How much work a kill may cost: a checkpoint is three times the model, so one every few steps would cost more."""
+
+EVAL: Final = "eval_"
+"""What the Trainer puts before the names of scores."""
+MAIN: Final = "main"
+"""Under this name the first of the scores is there once more."""
 
 
 class Log(transformers.TrainerCallback):
@@ -55,12 +60,21 @@ class Checkpoints(transformers.TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         due = time.monotonic() - self.last >= self.seconds
         if args.world_size > 1:  # all processes save together, so the first one's clock counts
-            flag = torch.tensor([float(due)])
+            flag = torch.tensor([float(due)], device=args.device)  # NCCL has no tensors on the CPU
             torch.distributed.broadcast(flag, src=0)
             due = bool(flag.item())
         if due:
             control.should_save = True
             self.last = time.monotonic()
+
+
+class Epochs(transformers.TrainerCallback):
+    """Which epoch it is, from 0."""
+
+    epoch = 0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.epoch = math.floor(state.epoch or 0)
 
 
 class Best(transformers.TrainerCallback):
@@ -80,7 +94,14 @@ class Best(transformers.TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **_: Any
     ) -> None:
-        score = (metrics or {})[self.main]
+        known = metrics or {}
+        if self.main not in known:
+            names = [name.removeprefix(EVAL) for name in known if name != f"{EVAL}{MAIN}"]
+            raise UserError(
+                f"metric: the validation does not give {self.main.removeprefix(EVAL)!r}",
+                f"it gives {', '.join(names)}",
+            )
+        score = known[self.main]
         if score > self.score:
             self.score, self.step, self.waited = score, state.global_step, 0
             self.weights = {name: tensor.detach().clone() for name, tensor in self.learner.state_dict().items()}

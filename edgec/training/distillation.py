@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 
+from edgec.nn.layout import layers
 from edgec.nn.watch import AttentionMap, Watched, watch
 from edgec.training.features import Batch
 from edgec.training.objectives import Supervised, outputs_of
@@ -71,7 +72,7 @@ class Distillation(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if "hidden" in self.weights:
-                self._project("hidden", student.hidden_size, teacher.hidden_size)
+                self._project("hidden", *(_stream_width(part) for part in (student, teacher)))
             if "embeddings" in self.weights:
                 self._project("embeddings", _width(student), _width(teacher))
         self._sums: dict[str, torch.Tensor] = {}
@@ -291,6 +292,11 @@ def _merged(batch: Batch) -> Batch:
         # Any id will do where the mask is 0.
         padded[name] = torch.cat([nn.functional.pad(one, (0, tokens - one.shape[1])) for one in both])
     return padded
+
+
+def _stream_width(part: Any) -> int:
+    """Of the hidden states of the encoder."""
+    return int(part.get_submodule(layers(part)[-1].down).out_features)
 
 
 def _width(part: Any) -> int:

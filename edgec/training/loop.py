@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 import transformers
 from torch import nn
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from edgec.errors import PassError, UserError
+from edgec.processes import world_size
 from edgec.state import Progress, no_progress
-from edgec.training.callbacks import Best, Checkpoints, Held, Log
+from edgec.training.callbacks import EVAL, MAIN, Best, Checkpoints, Epochs, Held, Log
 from edgec.training.features import TrainingRow, collate
 from edgec.training.groups import parameter_groups
 from edgec.training.options import TrainingOptions
+from edgec.training.together import on_cpu
 
 if TYPE_CHECKING:
     from edgec.training.objectives import Objective
@@ -61,7 +64,6 @@ def train(
     folder: Path,
     label: str = "train",
     validate: Validate | None = None,
-    metric: str | None = None,
     held: Sequence[str] = (),
     callbacks: Sequence[transformers.TrainerCallback] = (),
     progress: Progress = no_progress,
@@ -69,9 +71,10 @@ def train(
     """Train `part` in place, on the parameters that require a gradient, and leave it in evaluation mode on the CPU.
 
     rows: what objective's batches are made of. folder: for checkpoints; where it holds some, training goes on from the
-    last, to the same weights as without the interruption. validate: what picks the best checkpoint, by `metric`, or
-    its first figure. held: names of parameters whose zeros stay zero. callbacks: of transformers' Trainer. Raises
-    UserError where there is nothing to train on, PassError where the loss becomes infinite or no number.
+    last, to the same weights as without the interruption. validate: what picks the best checkpoint, by options.metric,
+    or its first figure. held: names of parameters whose zeros stay zero. callbacks: of transformers' Trainer. Raises
+    UserError where there is nothing to train on or no such metric, PassError where the loss becomes infinite or no
+    number.
     """
     if not rows:
         raise UserError(f"{label}: there are no rows to train on", "give data.train, or data.unlabelled")
@@ -80,8 +83,9 @@ def train(
         raise PassError(f"{label}: no parameter is to be trained")
     # Before the arguments: a group of processes is joined by them.
     arguments = _arguments(options, len(rows), seed, folder, validate is not None)
-    best = Best(learner, folder, f"{_EVAL}{metric or _MAIN}", options.patience)
-    beside = [Log(progress, label), Checkpoints(), *([Held(part, held)] if held else []), *callbacks]
+    best = Best(learner, folder, f"{EVAL}{options.metric or MAIN}", options.patience)
+    order = _Order(rows, options, seed)
+    beside = [Log(progress, label), Checkpoints(), order.follow, *([Held(part, held)] if held else []), *callbacks]
     with _quiet():
         trainer = _Trainer(
             model=learner,
@@ -92,7 +96,7 @@ def train(
             optimizers=(_optimizer(learner, part, options), None),
             callbacks=[*beside, *([best] if validate else [])],
         )
-        trainer.validate = validate
+        trainer.validate, trainer.order = validate, order
         trainer.remove_callback(transformers.PrinterCallback)
         torch.manual_seed(seed)
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
@@ -106,7 +110,7 @@ def train(
         steps=trainer.state.global_step,
         rows=len(rows),
         losses={entry["step"]: round(float(entry["loss"]), 6) for entry in history if "loss" in entry},
-        scores={entry["step"]: _scores(entry) for entry in history if any(key.startswith(_EVAL) for key in entry)},
+        scores={entry["step"]: _scores(entry) for entry in history if any(key.startswith(EVAL) for key in entry)},
         best_step=best.step,
         stopped_early=trainer.state.global_step < trainer.state.max_steps,
     )
@@ -116,20 +120,16 @@ def train(
 
 
 def total_steps(options: TrainingOptions, rows: int) -> int:
-    """Optimizer steps of one process."""
+    """Optimizer steps, which all processes take together."""
     if options.steps is not None:
         return options.steps
-    batches = -(-rows // options.batch_size)
+    batches = -(-rows // (options.batch_size * world_size()))
     return max(1, round(options.epochs * max(1, batches // options.accumulate)))
 
 
-_EVAL: Final = "eval_"
-_MAIN: Final = "main"
-
-
 def _scores(entry: Mapping[str, Any]) -> dict[str, float]:
-    found = {key.removeprefix(_EVAL): float(value) for key, value in entry.items() if key.startswith(_EVAL)}
-    found.pop(_MAIN)
+    found = {key.removeprefix(EVAL): float(value) for key, value in entry.items() if key.startswith(EVAL)}
+    found.pop(MAIN)
     return found
 
 
@@ -150,7 +150,7 @@ def _arguments(
         max_grad_norm=options.clip,
         seed=seed,
         data_seed=seed,
-        train_sampling_strategy="group_by_length",
+        use_cpu=on_cpu(),
         # The callback Checkpoints asks for them.
         save_strategy="no",
         save_total_limit=_CHECKPOINTS_KEPT,
@@ -169,6 +169,10 @@ def _arguments(
 
 class _Learner(nn.Module):
     """What the Trainer trains: part and objective as one module whose forward is the loss."""
+
+    accepts_loss_kwargs = False
+    """The loss is a mean over this process's batch: the Trainer divides it by accumulate, and averages over processes.
+    """
 
     def __init__(self, part: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -192,6 +196,22 @@ class _Dataset(torch.utils.data.Dataset[dict[str, Any]]):
         return {"input_ids": self.rows[index].ids, "row": self.rows[index]}
 
 
+class _Order(LengthGroupedSampler):
+    """Rows of about the same length together, in an order of each epoch's own: that of the seed and the epoch alone.
+
+    The Trainer's order hangs on all that was drawn before, so that a resumed epoch would have another one.
+    """
+
+    def __init__(self, rows: Sequence[TrainingRow], options: TrainingOptions, seed: int) -> None:
+        super().__init__(options.batch_size * options.accumulate, lengths=[len(row) for row in rows])
+        self.seed = seed
+        self.follow = Epochs()
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.follow.epoch)
+        return super().__iter__()
+
+
 def _collated(items: Sequence[Mapping[str, Any]], pad_id: int) -> dict[str, torch.Tensor]:
     return collate([item["row"] for item in items], pad_id)
 
@@ -206,13 +226,17 @@ class _Trainer(transformers.Trainer):
     """Scores by `validate`, and saves a part whose tensors share memory."""
 
     validate: Validate | None = None
+    order: _Order
     control: Any
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> _Order:
+        return self.order
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         assert self.validate is not None
         found = dict(self.validate())
-        scores = {f"{_EVAL}{name}": value for name, value in found.items()}
-        scores[f"{_EVAL}{_MAIN}"] = next(iter(found.values()))
+        scores = {f"{EVAL}{name}": value for name, value in found.items()}
+        scores[f"{EVAL}{MAIN}"] = next(iter(found.values()))
         self.log(scores)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
@@ -227,7 +251,7 @@ class _Trainer(transformers.Trainer):
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The Trainer tells on the console what the report tells better."""
-    logger = logging.getLogger("transformers.trainer")
+    logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
