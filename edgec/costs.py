@@ -15,16 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args, get_type_hints
-
-from edgec_runtime import integrity
+from typing import TYPE_CHECKING, Any, Final
 
 from edgec.budget import JUDGED_SHAPE
 from edgec.devices import compare
 from edgec.devices.sysroot import cache_folder
-from edgec.errors import UserError
 from edgec.graph.forms import DEFAULT_FORMS
-from edgec.target import Forms, Target
+from edgec.target import FORMS_WORDS, Forms, Target, forms_of
 
 if TYPE_CHECKING:
     from edgec.devices import Device
@@ -36,8 +33,6 @@ GAIN: Final = 1.02
 """How much faster than the default an alternative must be: what is within two per cent moves from run to run."""
 
 ROUNDS: Final = 15
-OPTIONS: Final = {field.name: get_args(get_type_hints(Forms)[field.name]) for field in dataclasses.fields(Forms)}
-"""Of each choice; what is not the target's default is tried against it, each alone."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ def find(
     target: the one that the device is of, None where nothing can be measured: the forms are then the default ones. A
     model without a quantize pass has those of the target.
     """
-    if asked not in ("kept", "measure", "default"):
+    if asked not in FORMS_WORDS:
         return replayed(asked)
     if target is None:
         return Choices()
@@ -153,8 +148,8 @@ def measure(exporter: Exporter, target: Target, device: Device, *, say: Say = la
 
 
 def alternatives(default: Forms) -> tuple[tuple[str, str], ...]:
-    """(choice, option): every one that the default forms have not."""
-    options = ((choice, option) for choice, options in OPTIONS.items() for option in options)
+    """(choice, option): what is tried against the default forms, each alone."""
+    options = ((choice, option) for choice, options in Forms.options().items() for option in options)
     return tuple((choice, option) for choice, option in options if option != getattr(default, choice))
 
 
@@ -168,18 +163,8 @@ def best(costs: tuple[Cost, ...], default: Forms = DEFAULT_FORMS) -> Forms:
 
 
 def replayed(bundle: str | Path) -> Choices:
-    """The forms that a bundle was exported in. Raises BundleError where it is none, UserError for unknown forms."""
-    found = integrity.read_manifest(Path(bundle)).parts[0].forms
-    if not found:
-        raise UserError(f"{bundle} does not say in which forms it was exported", "give a bundle of this edgec")
-    for choice, option in found.items():
-        if option not in OPTIONS.get(choice, ()):
-            known = f"has {', '.join(OPTIONS[choice])}" if choice in OPTIONS else "does not know"
-            raise UserError(
-                f"{bundle} was exported with {choice}: {option}, which this edgec {known}",
-                "give a bundle of this edgec",
-            )
-    return Choices(Forms(**found), "replayed")  # type: ignore[arg-type]
+    """The forms that a bundle was exported in. Raises what edgec.target.forms_of raises."""
+    return Choices(forms_of(bundle), "replayed")
 
 
 def table_folder() -> Path:

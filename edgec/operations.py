@@ -17,7 +17,7 @@ from edgec.devices import compare, open_device
 from edgec.devices.replay import replay
 from edgec.errors import BudgetMissed, UserError
 from edgec.files import require_free
-from edgec.target import Target, load_target, misfits
+from edgec.target import FORMS_WORDS, Target, check_forms, load_target, misfits
 from edgec.task_rules import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def export(
         raise UserError("a speed-up needs a device to measure it on", "give --on local, or --on ssh://user@host")
     if out is not None:
         require_free(Path(out), force=force)
+    check_forms(forms)
     say(f"load {source}")
     from edgec.costs import Choices, replayed
     from edgec.exporter import Exporter
@@ -74,7 +75,7 @@ def export(
     )
     if on is None:
         say(f"export for {chosen.name}")
-        found = replayed(forms) if forms not in ("kept", "measure", "default") else Choices(chosen.forms)
+        found = replayed(forms) if forms not in FORMS_WORDS else Choices(chosen.forms)
         return exporter.write(folder, chosen, forms=found.forms, force=force)
     with open_device(on) as device:
         return _export_measured(

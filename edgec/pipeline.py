@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,15 +20,16 @@ from edgec import budget
 from edgec.data.readers import Sample
 from edgec.devices import compare, open_device
 from edgec.devices.replay import reproduced
-from edgec.errors import BudgetMissed
+from edgec.errors import BudgetMissed, UserError
 from edgec.files import atomic_folder, require_free
 from edgec.passes import PASSES
 from edgec.passes.cache import PassCache
+from edgec.processes import is_main
 from edgec.recipe import Recipe, load_recipe
 from edgec.report import Report, make_report, write_report
 from edgec.sequence import final_task, read_data, run_passes
 from edgec.state import ModelState, Progress, no_progress
-from edgec.target import Target, detect, load_target, misfits
+from edgec.target import Target, check_forms, detect, load_target, misfits
 from edgec.task_rules import check_recipe
 
 if TYPE_CHECKING:
@@ -62,14 +64,16 @@ def compress(
     "passes.0.scheme=dynamic". forms: which operators compute the graph, see edgec.costs.find. resume: take up the
     passes that an interrupted run finished. force: replace `out`. Raises EdgecError or BundleError; GateFailed where
     the device does not reproduce the answers of a bundle made for it. A missed budget raises nothing here: `verdicts`
-    of the report tell it, and require_budget raises.
+    of the report tell it, and require_budget raises. Of several processes that train together the first calls this,
+    the others `take_part`.
     """
     started = time.monotonic()
-    asked = load_recipe(recipe, overrides=overrides, passes=PASSES)
-    check_recipe(asked, final_task(asked))
+    if not is_main():
+        raise UserError("compress writes, which the first process does alone", "call edgec.pipeline.take_part here")
+    asked, out = _asked(recipe, out, overrides)
     targets = [load_target(name) for name in asked.targets]
-    out = Path(out) if out is not None else Path("build") / asked.name
     require_free(out, force=force)
+    check_forms(forms)
     data = read_data(asked, say)
     calibration, evaluation = data.calibration, data.evaluation
     cache = PassCache(out, resume=resume)
@@ -153,6 +157,31 @@ def compress(
         say("write the report page")
         write_page([(out, report.data)], work / "report.html")
     return report
+
+
+def take_part(
+    recipe: str | Path, *, out: str | Path | None = None, overrides: Sequence[str] = (), resume: bool = False
+) -> None:
+    """What compress does in the processes beside the first: load, and the passes, which train together.
+
+    Takes the same arguments as the first process is given, writes nothing, and is done after the last pass.
+    """
+    asked, out = _asked(recipe, out, overrides)
+    data = read_data(asked, _silent)
+    with tempfile.TemporaryDirectory(prefix="edgec-") as work:
+        cache = PassCache(out, resume=resume, writes=False)
+        run_passes(asked, data, cache, Path(work), no_progress, _silent)
+
+
+def _asked(recipe: str | Path, out: str | Path | None, overrides: Sequence[str]) -> tuple[Recipe, Path]:
+    """The checked recipe, and the folder that its build goes to."""
+    asked = load_recipe(recipe, overrides=overrides, passes=PASSES)
+    check_recipe(asked, final_task(asked))
+    return asked, Path(out) if out is not None else Path("build") / asked.name
+
+
+def _silent(message: str) -> None:
+    """A Say of processes that do not report."""
 
 
 @dataclasses.dataclass(frozen=True)

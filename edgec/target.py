@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args, get_type_hints
 
 from edgec_runtime.cpu import architecture, feature
+from edgec_runtime.integrity import read_manifest
 
 from edgec import resources
 from edgec.errors import UserError
@@ -17,6 +18,9 @@ from edgec.yaml_tree import Problems, lookup, read, require_version
 FORMAT: Final = 1
 
 _HINT = "docs/targets.md explains every key; `edgec targets show arm64` prints a whole target"
+
+FORMS_WORDS: Final = ("kept", "measure", "default")
+"""What `--forms` takes instead of a bundle's folder, see edgec.costs.find."""
 
 Feature = Literal["neon", "dotprod", "i8mm", "avx2", "vnni"]
 
@@ -48,6 +52,11 @@ class Forms:
     def to_dict(self) -> dict[str, str]:
         """As JSON values."""
         return asdict(self)
+
+    @classmethod
+    def options(cls) -> dict[str, tuple[str, ...]]:
+        """What there is of each choice."""
+        return {name: get_args(hint) for name, hint in get_type_hints(cls).items()}
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,32 @@ def load_target(name_or_path: str | Path) -> Target:
     problems.raise_if_any(_HINT)
     assert isinstance(target, Target)
     return replace(target, source_path=path)
+
+
+def check_forms(asked: str) -> None:
+    """Raises what forms_of raises, unless `asked` is a word; before the long work, at whose end it is needed."""
+    if asked not in FORMS_WORDS:
+        forms_of(asked)
+
+
+def forms_of(bundle: str | Path) -> Forms:
+    """The forms that a bundle was exported in. Raises BundleError where it is damaged, UserError where it is none or
+    its forms are not known.
+    """
+    if not Path(bundle).is_dir():
+        raise UserError(f"there are no forms {str(bundle)!r}", f"give {', '.join(FORMS_WORDS)} or a bundle's folder")
+    found = read_manifest(Path(bundle)).parts[0].forms
+    if not found:
+        raise UserError(f"{bundle} does not say in which forms it was exported", "give a bundle of this edgec")
+    options = Forms.options()
+    for choice, option in found.items():
+        if option not in options.get(choice, ()):
+            known = f"has {', '.join(options[choice])}" if choice in options else "does not know"
+            raise UserError(
+                f"{bundle} was exported with {choice}: {option}, which this edgec {known}",
+                "give a bundle of this edgec",
+            )
+    return Forms(**found)  # type: ignore[arg-type]
 
 
 def list_targets() -> tuple[Target, ...]:

@@ -18,7 +18,7 @@ from edgec.exporter import Exporter
 from edgec.models import load_model
 from edgec.passes import Quantize, run_pass
 from edgec.state import PassContext
-from edgec.target import Forms, Target, load_target
+from edgec.target import Forms, Target, check_forms, load_target
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,8 @@ def test_unknown_forms_are_refused(
     (tmp_path / "bundle" / "manifest.json").write_text(changed.sealed().to_text())
     with pytest.raises(UserError, match=words):
         costs.replayed(tmp_path / "bundle")
+    with pytest.raises(UserError, match=words):
+        check_forms(str(tmp_path / "bundle"))
 
 
 def test_a_bundle_without_forms_cannot_be_replayed(exporter: Exporter, here: Target, tmp_path: Path) -> None:

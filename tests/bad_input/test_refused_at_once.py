@@ -222,3 +222,11 @@ def test_static_quantization_without_calibration_texts(folder: Path) -> None:
     recipe.write_text(RECIPE.replace("data:\n  calibrate: {text: texts.txt}\n", ""))
     assert_refused(compress(folder), 2, "static quantization needs calibration texts", "data.calibrate")
     assert tree(folder) == ["recipe.yaml", "texts.txt"]
+
+
+@pytest.mark.parametrize("command", ["compress", "export"])
+def test_forms_that_are_neither_a_word_nor_a_bundle(command: str, folder: Path) -> None:
+    words = ["--recipe", "recipe.yaml"] if command == "compress" else ["model", "--target", "arm64"]
+    done = quick(folder, command, *words, "--out", "out", "--forms", "measured")
+    assert_refused(done, 2, "there are no forms 'measured'", "kept, measure, default")
+    assert tree(folder) == ["recipe.yaml", "texts.txt"]
