@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgec.data.examples import Question
 from edgec.errors import DataError, UserError
 from edgec.state import ModelState, PassContext
 
@@ -71,7 +72,9 @@ def scores(state: ModelState, ctx: PassContext) -> Mapping[str, float]:
     from edgec.scoring import score
 
     with torch_model(state) as model:
-        return score(model, ctx.data.validation, where="data.validation")
+        # Where some questions have no answer, saying so must be able to win.
+        unanswerable = any(isinstance(row, Question) and not row.answers for row in ctx.data.validation)
+        return score(model, ctx.data.validation, where="data.validation", null_answers=unanswerable)
 
 
 def copied(state: ModelState) -> ModelState:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from edgec_runtime.tasks.tag import words
+from edgec_runtime.tasks.tag import word_tokens
 from edgec_runtime.text import Encoder
 
 from edgec.data.examples import Example, Labelled, Question, Tagged, Text
@@ -115,7 +115,7 @@ class Featurizer:
     def _tagged(self, sentence: Tagged) -> list[TrainingRow]:
         encoded = self.encoder.windows(sentence.text)
         labels = np.full(len(encoded.content), IGNORED, np.int64)
-        tokens = first_tokens(sentence, encoded)
+        tokens = word_tokens(sentence.words, encoded.content, len(encoded.content))
         for token, tag in zip(tokens, sentence.tags, strict=True):
             if token is not None:
                 labels[token] = self._index(tag, _place(sentence))
@@ -137,16 +137,6 @@ class Featurizer:
                 start, end = (row.start + token - row.first for token in span)
             rows.append(_row(row, {"start": start, "end": end}))
         return rows
-
-
-def first_tokens(sentence: Tagged, encoded: Encoded) -> list[int | None]:
-    """The token whose label counts, for each word, by its place in the content; None where a word has no token."""
-    found = {word.start: word.token for word in words(sentence.text, encoded.content, len(encoded.content))}
-    tokens: list[int | None] = []
-    for start, word in zip(sentence.starts, sentence.words, strict=True):
-        # A character that the tokenizer drops may stand first.
-        tokens.append(next((found[c] for c in range(start, start + len(word)) if c in found), None))
-    return tokens
 
 
 def collate(rows: Sequence[TrainingRow], pad_id: int) -> Batch:
