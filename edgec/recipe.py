@@ -16,7 +16,7 @@ from edgec.recipe_data import Data as Data
 from edgec.recipe_data import EvaluationData as EvaluationData
 from edgec.recipe_data import LabelledData as LabelledData
 from edgec.recipe_data import TextData as TextData
-from edgec.recipe_data import check_files, located
+from edgec.recipe_data import awaited, check_files, located
 from edgec.resources import is_path, suggestion
 from edgec.schema import INVALID, bounds, build, choices, internal, pattern, reader, to_plain
 from edgec.yaml_tree import (
@@ -162,6 +162,11 @@ class Recipe:
         """The file's name without its ending."""
         return self.source_path.stem
 
+    @property
+    def awaited(self) -> list[str]:
+        """The data sets' files that could not be looked for, because their folder was not named."""
+        return awaited(self.data)
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values, in the shape of the file."""
         values: dict[str, Any] = to_plain(self)
@@ -170,10 +175,15 @@ class Recipe:
 
 
 def load_recipe(
-    name_or_path: str | Path, *, overrides: Sequence[str] = (), passes: Mapping[str, type] | None = None
+    name_or_path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    passes: Mapping[str, type] | None = None,
+    data: Path | None = None,
 ) -> Recipe:
     """The recipe of a shipped name or a file, with `overrides` ("passes.0.scheme=dynamic") put in first.
 
+    data: the folder in which files that are named data://SET/FILE lie; None: they are not looked for (Recipe.awaited).
     Data files are checked to exist, targets to be known and, with `passes` (name -> options dataclass), the
     pass options to fit. Relative paths start at the recipe's folder, those of an override at the current one.
     Raises UserError where there is no such recipe, RecipeError with every problem in it otherwise.
@@ -184,7 +194,7 @@ def load_recipe(
     require_version(root, path, FORMAT)
     problems = Problems(str(path))
     recipe = build(Recipe, root, problems)
-    check_files(root, path, problems)
+    check_files(root, path, data, problems)
     targets = _target_names(root, path, problems)
     listed = lookup(root, "passes")
     if passes is not None and listed is not None:
@@ -199,7 +209,7 @@ def load_recipe(
     return replace(
         recipe,
         model=replace(recipe.model, source=source),
-        data=located(recipe.data, root, path),
+        data=located(recipe.data, root, path, data),
         targets=targets,
         source_path=path,
     )

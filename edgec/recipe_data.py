@@ -15,6 +15,8 @@ from edgec.schema import INVALID, bounds, internal, reader
 from edgec.yaml_tree import Problems, child_key, entries, from_override, is_text, lookup, plain
 
 UNLABELLED_METRIC: Final = "cosine"
+DATA_SETS: Final = "data://"
+"""A path that begins so is one below the folder of data sets, which the command line names by --data."""
 
 Format = Literal["text", "csv", "tsv", "jsonl", "parquet", "parallel", "conll", "conllu", "squad"]
 Metric = Literal[
@@ -211,28 +213,38 @@ NAMES: Final = ("train", "validation", "unlabelled", "calibrate", "evaluate")
 T = TypeVar("T", bound=TextData)
 
 
-def located(data: Data, root: yaml.Node, recipe: Path) -> Data:
-    """The data with the paths of its files, which `check_files` found to be there."""
+def located(data: Data, root: yaml.Node, recipe: Path, sets: Path | None) -> Data:
+    """The data with the paths of its files, which `check_files` found to be there. sets: the folder of data sets; where
+    it is None, the paths in it stay as they are."""
     found: dict[str, Any] = {}
     for name in NAMES:
         part = getattr(data, name)
-        found[name] = None if part is None else _located(part, lookup(root, "data", name, "text"), recipe)
+        found[name] = None if part is None else _located(part, lookup(root, "data", name, "text"), recipe, sets)
     return Data(**found)
 
 
-def check_files(root: yaml.Node, recipe: Path, problems: Problems) -> None:
+def awaited(data: Data) -> list[str]:
+    """The files of the folder of data sets, where that was not named."""
+    parts = [part for name in NAMES if (part := getattr(data, name)) is not None]
+    named = [path for part in parts for path in ([part.text] if isinstance(part.text, str) else part.text.values())]
+    places = [path for part in parts for path in (part.paths.values() if part.paths else [part.path])]
+    return [name for name, place in zip(named, places, strict=True) if name.startswith(DATA_SETS) and place == Path()]
+
+
+def check_files(root: yaml.Node, recipe: Path, sets: Path | None, problems: Problems) -> None:
     """Note every file below `data` that is not there, and every name that does not tell the format."""
     for name in NAMES:
         format_node = lookup(root, "data", name, "format")
         for key, node in _file_nodes(lookup(root, "data", name, "text"), f"data.{name}.text"):
-            if _find(node, recipe) is None:
-                problems.add(node, key, f"there is no file {_beside(node, recipe)}")
+            awaits = node.value.startswith(DATA_SETS) and sets is None
+            if not awaits and _find(node, recipe, sets) is None:
+                problems.add(node, key, f"there is no file {_beside(node, recipe, sets)}")
             elif format_node is None and told_by_name(node.value) is None:
                 problems.add(node, key, f"{node.value} does not tell the format: name it with format")
 
 
-def _located(data: T, node: yaml.Node | None, recipe: Path) -> T:
-    paths = [_find(file, recipe) or Path() for _, file in _file_nodes(node, "")]
+def _located(data: T, node: yaml.Node | None, recipe: Path, sets: Path | None) -> T:
+    paths = [_find(file, recipe, sets) or Path() for _, file in _file_nodes(node, "")]
     if isinstance(data.text, str):
         return replace(data, path=paths[0])
     return replace(data, paths=dict(zip(data.text, paths, strict=True)))
@@ -244,13 +256,15 @@ def _file_nodes(node: yaml.Node | None, key: str) -> list[tuple[str, yaml.Scalar
     return [(key, node)] if isinstance(node, yaml.ScalarNode) and is_text(node) else []
 
 
-def _beside(node: yaml.ScalarNode, recipe: Path) -> Path:
+def _beside(node: yaml.ScalarNode, recipe: Path, sets: Path | None) -> Path:
+    if sets is not None and node.value.startswith(DATA_SETS):
+        return sets / str(node.value).removeprefix(DATA_SETS)
     return Path(node.value) if from_override(node) else recipe.parent / node.value
 
 
-def _find(node: yaml.ScalarNode, recipe: Path) -> Path | None:
-    """The file beside the recipe, or among those that ship."""
-    places = _beside(node, recipe), recipes_dir() / node.value
+def _find(node: yaml.ScalarNode, recipe: Path, sets: Path | None) -> Path | None:
+    """The file in the folder of data sets, beside the recipe, or among those that ship."""
+    places = _beside(node, recipe, sets), recipes_dir() / node.value
     return next((path for path in places if path.is_file()), None)
 
 
