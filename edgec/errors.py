@@ -11,7 +11,8 @@ EdgecError(message, hint)     exit code
 │   ├── PassError          1  a pass broke its own promise
 │   └── BudgetMissed       1
 └── SystemFailure          3  a device or a file system failed
-    └── DeviceError        3
+    ├── DeviceError        3
+    └── ProcessLost        3  another of the processes that train together has ended
 """
 
 from __future__ import annotations
@@ -69,4 +70,8 @@ class SystemFailure(EdgecError):
 
 
 class DeviceError(SystemFailure):
+    pass
+
+
+class ProcessLost(SystemFailure):
     pass

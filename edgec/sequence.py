@@ -79,8 +79,13 @@ def read_data(asked: Recipe, say: Say) -> RecipeData:
 def run_passes(
     asked: Recipe, data: RecipeData, cache: PassCache, work: Path, progress: Progress, say: Say
 ) -> ModelState:
-    """The model of the recipe after all its passes; those that `cache` knows are not done again."""
+    """The model of the recipe after all its passes; those that `cache` knows are not done again.
+
+    Several processes that train together (edgec.processes) all come here, and each has the same model in the end.
+    Raises ProcessLost where one of them has ended.
+    """
     from edgec.models import load_model
+    from edgec.training.together import agree, leave, with_others
 
     state = load_model(
         asked.model.source,
@@ -94,20 +99,23 @@ def run_passes(
     _check(asked, state, None if changed else state.spec.task)
     original = state
     done: list[dict[str, Any]] = []
-    for config, step in zip(asked.passes, check_passes(asked, PASSES), strict=True):
-        done.append({config.name: dataclasses.asdict(step)})
-        key = cache.key(original, done, data.facts, asked.seed)
-        cached = cache.get(key)
-        if cached is not None:
-            say(f"pass {config.name}: taken from the interrupted run")
-            state = cached
-            continue
-        say(f"pass {config.name}")
-        context = PassContext(
-            work, data.calibration.texts, asked.seed, progress, data.training, cache.training_folder(key)
-        )
-        state = run_pass(step, state, context)
-        cache.put(key, state)
+    with with_others():
+        for config, step in zip(asked.passes, check_passes(asked, PASSES), strict=True):
+            done.append({config.name: dataclasses.asdict(step)})
+            key = cache.key(original, done, data.facts, asked.seed)
+            cached = cache.get(key)
+            agree(cached is not None, "which passes of the interrupted run they find")
+            if cached is not None:
+                say(f"pass {config.name}: taken from the interrupted run")
+                state = cached
+                continue
+            say(f"pass {config.name}")
+            context = PassContext(
+                work, data.calibration.texts, asked.seed, progress, data.training, cache.training_folder(key)
+            )
+            state = run_pass(step, state, context)
+            cache.put(key, state)
+        leave()
     _check(asked, state, state.spec.task)
     return state
 

@@ -43,9 +43,14 @@ def compress(
     """Run a recipe: compress a model, export, verify and measure it.
 
     Writes DIR/model, DIR/baseline (fp32), DIR/bundles/TARGET, DIR/report.json and the page DIR/report.html.
-    """
-    from edgec import pipeline, report
 
+    Started by torchrun or accelerate launch, its passes train on all processes; the first one writes and reports.
+    """
+    from edgec import pipeline, processes, report
+
+    if not processes.is_main():
+        pipeline.take_part(recipe, out=out, overrides=overrides or (), resume=resume)
+        return
     made = pipeline.compress(
         recipe,
         out=out,

@@ -17,6 +17,8 @@ from typing import Annotated, Final
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # torch's threads wait for each other by spinning; where anything else runs that takes many times the work itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Each of several processes would be told that looking for unused parameters costs a little.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import typer
 
@@ -37,6 +39,7 @@ from edgec.cli import (
     verify,
 )
 from edgec.errors import EdgecError
+from edgec.processes import is_main, rank
 
 INTERRUPTED: Final = 130
 
@@ -105,6 +108,8 @@ def invoke(args: list[str]) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
+        if not is_main():
+            return INTERRUPTED
         resume = args[:1] == ["compress"]
         return _fail("interrupted", "--resume takes up the passes that were finished" if resume else "", INTERRUPTED)
     except BrokenPipeError:
@@ -134,7 +139,8 @@ def invoke(args: list[str]) -> int:
 
 def _fail(message: str, hint: str, code: int) -> int:
     console.stop_progress()
-    console.info(f"error: {message}")
+    # The first process tells what all run into, and the others what they alone may know.
+    console.info(f"error: {message}" if is_main() else f"error (process {rank()}): {message}")
     if hint:
         console.info(f"hint: {hint}")
     return code

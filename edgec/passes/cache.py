@@ -5,23 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from edgec import __version__
-from edgec.errors import ModelError
+from edgec.errors import ModelError, ProcessLost
+from edgec.processes import world_size
 
 if TYPE_CHECKING:
     from edgec.state import ModelState
 
 
 class PassCache:
-    """A hidden folder beside the output, one build a pass, named by everything that the pass depends on."""
+    """A hidden folder beside the output, one build a pass, named by everything that the pass depends on.
 
-    def __init__(self, out: Path, *, resume: bool) -> None:
+    resume: take up what is there. writes: of several processes that train together one does; the others only read.
+    """
+
+    def __init__(self, out: Path, *, resume: bool, writes: bool = True) -> None:
         self.folder = out.parent / f".{out.name}.passes"
+        self.resume, self.writes = resume, writes
         if not resume:
             self.clear()
 
@@ -29,15 +34,22 @@ class PassCache:
     def key(original: ModelState, passes: Sequence[dict[str, Any]], data: Sequence[Any], seed: int) -> str:
         """Of the result of the last of `passes` (name -> options, in order), applied to `original`.
 
-        data: everything that a pass may read, texts and labelled rows.
+        data: everything that a pass may read, texts and labelled rows. A folder that an option names, such as that of
+        an adapter, counts with the bytes of its files.
         """
-        facts = [__version__, asdict(original.spec), original.tokenizer.backend_tokenizer.to_str()]
-        text = json.dumps([facts, list(passes), list(data), seed], sort_keys=True, default=str)
+        facts = [__version__, asdict(original.spec), original.tokenizer.backend_tokenizer.to_str(), world_size()]
+        folders = {
+            value: _content(Path(value))
+            for options in passes
+            for value in _texts(options)
+            if Path(value).expanduser().is_dir()
+        }
+        text = json.dumps([facts, list(passes), folders, list(data), seed], sort_keys=True, default=str)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
     def get(self, key: str) -> ModelState | None:
         """The state after that pass, or None; a half-written one does not count."""
-        if not (self.folder / key).is_dir():
+        if not (self.resume and (self.folder / key).is_dir()):
             return None
         from edgec.models import load_build
 
@@ -47,6 +59,8 @@ class PassCache:
             return None
 
     def put(self, key: str, state: ModelState) -> None:
+        if not self.writes:
+            return
         from edgec.models import save_build
 
         shutil.rmtree(self.folder / key, ignore_errors=True)
@@ -61,8 +75,31 @@ class PassCache:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Only an interruption leaves something to take up: an error would come again.
-        if kind is None or issubclass(kind, Exception):
+        if kind is None or (issubclass(kind, Exception) and not issubclass(kind, ProcessLost)):
             self.clear()
 
     def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text among the options, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _content(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.expanduser().iterdir()):
+        if path.is_file():
+            digest.update(path.name.encode("utf-8", "surrogateescape"))
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

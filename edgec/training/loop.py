@@ -39,6 +39,7 @@ _CHECKPOINTS_KEPT: Final = 2
 class TrainingReport:
     """steps: optimizer steps taken. losses: the mean loss since the entry before, by step. scores: what validation
     gave, by step. best_step: the step whose weights were kept; None: the last one's. stopped_early: patience ended it.
+    processes: how many trained together, each on batches of its own.
     """
 
     steps: int
@@ -47,6 +48,7 @@ class TrainingReport:
     scores: dict[int, dict[str, float]] = field(default_factory=dict)
     best_step: int | None = None
     stopped_early: bool = False
+    processes: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -113,6 +115,7 @@ def train(
         scores={entry["step"]: _scores(entry) for entry in history if any(key.startswith(EVAL) for key in entry)},
         best_step=best.step,
         stopped_early=trainer.state.global_step < trainer.state.max_steps,
+        processes=arguments.world_size,
     )
     if arguments.should_save:
         shutil.rmtree(folder, ignore_errors=True)
@@ -203,7 +206,9 @@ class _Order(LengthGroupedSampler):
     """
 
     def __init__(self, rows: Sequence[TrainingRow], options: TrainingOptions, seed: int) -> None:
-        super().__init__(options.batch_size * options.accumulate, lengths=[len(row) for row in rows])
+        # Of all rows of a step: however many processes share them, they are the same.
+        step = options.batch_size * options.accumulate * world_size()
+        super().__init__(step, lengths=[len(row) for row in rows])
         self.seed = seed
         self.follow = Epochs()
 
