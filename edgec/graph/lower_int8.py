@@ -26,6 +26,7 @@ from .fold_smoothing import fold_smoothing
 from .linear_forms import CONTRIB, Linear, LinearForms
 from .lower_points import lower_points
 from .trace import MODULE_KEY
+from .windows import quantize_before_windows
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ def lower_int8(model: ir.Model, quantization: Quantization, target: Target) -> i
     # Before smoothing is folded: ranges are those of the tensors as the model has them.
     lower_points(model, quantization.points, reduce_range=target.int8.reduce_range)
     fold_smoothing(model)
+    quantize_before_windows(model)
     finish(model)
     return model
 
