@@ -13,12 +13,11 @@ import pytest
 import torch
 from edgec_runtime.engine import OnnxRuntimeEngine
 from graphs import constant, module_of, of_type
-from tiny_models import FAMILIES, SENTENCES, tiny
+from tiny_models import FAMILIES, SENTENCES
 
 from edgec.exporter import Exporter
 from edgec.graph.lower_int8 import lower_int8
 from edgec.graph.store import open_graph
-from edgec.models import load_model
 from edgec.passes import Quantize, run_pass
 from edgec.state import LayerQuantization, PassContext, Quantization
 from edgec.target import Target
@@ -46,25 +45,12 @@ FLOOR = {
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """An Exporter of a family, calibrated; made once."""
-
-    @cache
-    def make(family: str) -> Exporter:
-        folder = tmp_path_factory.mktemp(family)
-        state = load_model(tiny(family, "feature-extraction", folder / "model"))
-        return Exporter(run_pass(Quantize(), state, PassContext(folder, SENTENCES)), name=family)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def lowered(export: Export, here: Target) -> Lowered:
+def lowered(exported: Export, here: Target) -> Lowered:
     """The graph of a family with all of its decided layers in one scheme, and its engine; made once."""
 
     @cache
     def make(family: str, scheme: str) -> tuple[ir.Model, OnnxRuntimeEngine]:
-        exporter = export(family)
+        exporter = exported(family)
         assert exporter.state.quantization is not None
         layers = {}
         for key, layer in exporter.state.quantization.layers.items():
@@ -102,8 +88,8 @@ def _rows(exporter: Exporter) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("scheme", LINEAR)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_int8_is_near_float(family: str, scheme: str, export: Export, lowered: Lowered) -> None:
-    exporter = export(family)
+def test_int8_is_near_float(family: str, scheme: str, exported: Export, lowered: Lowered) -> None:
+    exporter = exported(family)
     (part,) = exporter.state.parts.values()
     _, engine = lowered(family, scheme)
     rows = _rows(exporter)
@@ -116,8 +102,8 @@ def test_int8_is_near_float(family: str, scheme: str, export: Export, lowered: L
 
 @pytest.mark.parametrize("scheme", LINEAR)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padded_rows(family: str, scheme: str, export: Export, lowered: Lowered) -> None:
-    exporter = export(family)
+def test_padded_rows(family: str, scheme: str, exported: Export, lowered: Lowered) -> None:
+    exporter = exported(family)
     _, engine = lowered(family, scheme)
     rows, pad = _rows(exporter), exporter.manifest.preprocessing.pad_id
     alone = np.concatenate([_embed(engine, [row], pad) for row in rows])
@@ -130,8 +116,8 @@ def test_padded_rows(family: str, scheme: str, export: Export, lowered: Lowered)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_float_graphs_pad_without_a_trace(family: str, export: Export) -> None:
-    exporter = export(family)
+def test_float_graphs_pad_without_a_trace(family: str, exported: Export) -> None:
+    exporter = exported(family)
     engine = open_graph(exporter.float_graph)
     rows, pad = _rows(exporter), exporter.manifest.preprocessing.pad_id
     alone = np.concatenate([_embed(engine, [row], pad) for row in rows])
@@ -142,9 +128,9 @@ def test_float_graphs_pad_without_a_trace(family: str, export: Export) -> None:
 @pytest.mark.parametrize("scheme", LINEAR)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decided_layers_run_as_decided_and_no_others(
-    family: str, scheme: str, export: Export, lowered: Lowered
+    family: str, scheme: str, exported: Export, lowered: Lowered
 ) -> None:
-    exporter = export(family)
+    exporter = exported(family)
     model, _ = lowered(family, scheme)
     assert exporter.state.quantization is not None
     layers = exporter.state.quantization.layers
@@ -170,8 +156,8 @@ def _paths(layers: Mapping[str, LayerQuantization], kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_bundle_of_every_family(family: str, export: Export, here: Target, tmp_path: Path) -> None:
-    manifest = export(family).write(tmp_path / "bundle", here)
+def test_a_bundle_of_every_family(family: str, exported: Export, here: Target, tmp_path: Path) -> None:
+    manifest = exported(family).write(tmp_path / "bundle", here)
     parity = manifest.parity["int8_against_float"]
     assert parity["mean_cosine"] > FLOOR["static"]
     assert manifest.family == family and manifest.parts[0].precision == "int8"
@@ -183,8 +169,8 @@ def test_families_that_have_it_keep_one_attention_node_a_layer(lowered: Lowered)
     assert found == native
 
 
-def test_smoothing_holds_for_a_family_with_another_layout(export: Export, here: Target, tmp_path: Path) -> None:
-    exporter = export("modernbert")
+def test_smoothing_holds_for_a_family_with_another_layout(exported: Export, here: Target, tmp_path: Path) -> None:
+    exporter = exported("modernbert")
     floats = dataclasses.replace(exporter.state, quantization=None, history=())
     state = run_pass(Quantize(smooth=("*.Wqkv", "*.Wi")), floats, PassContext(tmp_path, SENTENCES))
     assert state.quantization is not None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import of_type
-from tiny_models import SENTENCES, tiny
+from tiny_models import tiny
 
 from edgec.exporter import Exporter
 from edgec.graph.float_graph import prepare_float
@@ -18,8 +17,6 @@ from edgec.graph.forms import apply_forms
 from edgec.graph.lower_int8 import lower_int8
 from edgec.graph.store import open_graph
 from edgec.models import load_model
-from edgec.passes import Quantize, run_pass
-from edgec.state import PassContext
 from edgec.target import Forms, Target
 
 NATIVE = ("bert", "distilbert")
@@ -28,17 +25,6 @@ ALL_FORMS = [
     Forms(mask="if-padded"),
 ]
 Make = Callable[[str], Exporter]
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    @cache
-    def make(family: str) -> Exporter:
-        folder = tmp_path_factory.mktemp(family)
-        state = load_model(tiny(family, "feature-extraction", folder / "model"))
-        return Exporter(run_pass(Quantize(), state, PassContext(folder, SENTENCES)), name=family)
-
-    return make
 
 
 def _int8(exporter: Exporter, target: Target) -> ir.Model:
