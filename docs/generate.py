@@ -147,7 +147,11 @@ def _type(hint: Any) -> str:
     if origin is typing.Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin is tuple:
-        return f"list of {_type(arguments[0])}s"
+        union = typing.get_origin(arguments[0]) in (types.UnionType, typing.Union)
+        kinds = typing.get_args(arguments[0]) if union else arguments[:1]
+        return "list of " + " or ".join("nulls" if kind is type(None) else f"{_type(kind)}s" for kind in kinds)
+    if origin is dict:
+        return "mapping"
     if origin in (types.UnionType, typing.Union):
         return " or ".join("null" if argument is type(None) else _type(argument) for argument in arguments)
     if dataclasses.is_dataclass(hint):
