@@ -113,12 +113,8 @@ class Quantize:
                 "the model is quantized already",
                 "keep one quantize pass in the recipe, or start from the float model",
             )
-        if self.when == "training" and state.lora is not None:
-            raise UserError("the model has LoRA adapters beside its weights", "merge them with fuse-adapters first")
         if state.lora is not None:
-            raise UserError(
-                "the model has LoRA adapters beside its weights", "put fuse-adapters before quantize in the recipe"
-            )
+            raise UserError("the model has LoRA adapters beside its weights", "merge them with fuse-adapters first")
         paths = [path_of(key) for key in candidates(state)]
         # Full quantization has points inside attention and layer norms, too.
         named = [path for part in state.parts.values() for path, _ in part.named_modules()]
