@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,23 +62,31 @@ def export(
     if out is not None:
         require_free(Path(out), force=force)
     check_forms(forms)
-    say(f"load {source}")
-    from edgec.costs import Choices, replayed
-    from edgec.exporter import Exporter
-    from edgec.models import load_model
+    with ExitStack() as stack:
+        device = None if on is None else stack.enter_context(open_device(on))
+        if device is not None and (reasons := misfits(chosen, device.facts())):
+            raise UserError(
+                f"{device.name} is not of the target {chosen.name}: {'; '.join(reasons)}",
+                "measure on such a device, or leave out --on",
+            )
+        say(f"load {source}")
+        from edgec.costs import Choices, replayed
+        from edgec.exporter import Exporter
+        from edgec.models import load_model
 
-    state = load_model(source, task=task, revision=revision, max_length=max_length, trust_remote_code=trust_remote_code)
-    folder = Path(out) if out is not None else Path(f"{state.spec.name}-{chosen.name}")
-    require_free(folder, force=force)
-    say("trace the float graph and compare it with torch")
-    exporter = Exporter(
-        state, name=state.spec.name, opset=opset, null_answers=null_answers, max_answer_tokens=max_answer_tokens
-    )
-    if on is None:
-        say(f"export for {chosen.name}")
-        found = replayed(forms) if forms not in FORMS_WORDS else Choices(chosen.forms)
-        return exporter.write(folder, chosen, forms=found.forms, force=force)
-    with open_device(on) as device:
+        state = load_model(
+            source, task=task, revision=revision, max_length=max_length, trust_remote_code=trust_remote_code
+        )
+        folder = Path(out) if out is not None else Path(f"{state.spec.name}-{chosen.name}")
+        require_free(folder, force=force)
+        say("trace the float graph and compare it with torch")
+        exporter = Exporter(
+            state, name=state.spec.name, opset=opset, null_answers=null_answers, max_answer_tokens=max_answer_tokens
+        )
+        if device is None:
+            say(f"export for {chosen.name}")
+            found = replayed(forms) if forms not in FORMS_WORDS else Choices(chosen.forms)
+            return exporter.write(folder, chosen, forms=found.forms, force=force)
         return _export_measured(
             exporter, folder, chosen, device, forms=forms, speedup=speedup, on_miss=on_miss, force=force, say=say
         )
@@ -98,13 +107,7 @@ def _export_measured(
     from edgec.bundle import annotate
     from edgec.costs import find
 
-    facts = device.facts()
-    if reasons := misfits(target, facts):
-        raise UserError(
-            f"{device.name} is not of the target {target.name}: {'; '.join(reasons)}",
-            "measure on such a device, or leave out --on",
-        )
-    choices = find(forms, exporter, target, device, facts, say=say)
+    choices = find(forms, exporter, target, device, device.facts(), say=say)
     with tempfile.TemporaryDirectory(prefix="edgec-export-", ignore_cleanup_errors=True) as temporary:
         bundles = [Path(temporary) / name for name in ("fp32", "candidate", "plain")]
         exporter.write(bundles[0], target, precision="fp32")

@@ -117,6 +117,8 @@ def test_a_missed_speed_up_falls_back(build: Path, here: Target, tmp_path: Path)
 def test_what_cannot_be_measured_is_told(build: Path, here: Target, foreign: Target, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs a device"):
         edgec.export(build, target=here.name, out=tmp_path / "out", speedup=2)
+    said: list[str] = []
     with pytest.raises(UserError, match=f"local is not of the target {foreign.name}"):
-        edgec.export(build, target=foreign.name, out=tmp_path / "out", on="local")
+        edgec.export(build, target=foreign.name, out=tmp_path / "out", on="local", say=said.append)
+    assert said == [], "before the model is loaded"
     assert list(tmp_path.iterdir()) == []
