@@ -18,12 +18,12 @@ def quantize_before_windows(model: ir.Model) -> None:
         windows = _windows(node) if node.op_type == "QuantizeLinear" else None
         if windows is None:
             continue
-        joined, slices = windows
+        joined, slices, zero = windows
         first = _like(node, [slices[0].inputs[0], *node.inputs[1:]], slices[0].inputs[0])
         cut = [_like(one, [first.outputs[0], *one.inputs[1:]], one.outputs[0]) for one in slices]
         last = _like(joined, [one.outputs[0] for one in cut], joined.outputs[0])
         for made in (first, *cut, last):
-            made.outputs[0].dtype = node.outputs[0].dtype
+            made.outputs[0].dtype = zero.dtype
             made.metadata_props.update(node.metadata_props)
         model.graph.insert_before(node, [first, *cut, last])
         node.outputs[0].replace_all_uses_with(last.outputs[0])
@@ -31,15 +31,19 @@ def quantize_before_windows(model: ir.Model) -> None:
             model.graph.remove(gone, safe=True)
 
 
-def _windows(node: ir.Node) -> tuple[ir.Node, list[ir.Node]] | None:
-    """The Concat that a QuantizeLinear of one scale reads and the Slices of one tensor that it joins."""
-    scale, joined = node.inputs[1].const_value, node.inputs[0].producer()
-    if scale is None or scale.size != 1 or joined is None or joined.op_type != "Concat" or not _read_once(joined):
+def _windows(node: ir.Node) -> tuple[ir.Node, list[ir.Node], ir.TensorProtocol] | None:
+    """The Concat that a QuantizeLinear of one scale reads, the Slices of one tensor that it joins, and the zero point,
+    which has the type of the integers."""
+    joined = node.inputs[0].producer()
+    scale, zero = (value.const_value if value is not None else None for value in node.inputs[1:3])
+    if scale is None or zero is None or scale.size != 1:
+        return None
+    if joined is None or joined.op_type != "Concat" or not _read_once(joined):
         return None
     slices: list[Any] = [value.producer() for value in joined.inputs]
     if any(one is None or one.op_type != "Slice" or not _read_once(one) for one in slices):
         return None
-    return (joined, slices) if len({id(one.inputs[0]) for one in slices}) == 1 else None
+    return (joined, slices, zero) if len({id(one.inputs[0]) for one in slices}) == 1 else None
 
 
 def _read_once(node: ir.Node) -> bool:
