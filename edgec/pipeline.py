@@ -51,6 +51,7 @@ def compress(
     out: str | Path | None = None,
     on: str = "local",
     overrides: Sequence[str] = (),
+    data: str | Path | None = None,
     forms: str = "kept",
     resume: bool = False,
     force: bool = False,
@@ -61,21 +62,21 @@ def compress(
 
     Writes `out` (default build/NAME) whole or not at all: `model`, `baseline` (the fp32 bundle), `bundles/TARGET`, with
     export.compressed `bundles/TARGET.zip`, `report.json` and `report.html`. on: the device that measures. overrides:
-    "passes.0.scheme=dynamic". forms: which operators compute the graph, see edgec.costs.find. resume: take up the
-    passes that an interrupted run finished. force: replace `out`. Raises EdgecError or BundleError; GateFailed where
-    the device does not reproduce the answers of a bundle made for it. A missed budget raises nothing here: `verdicts`
-    of the report tell it, and require_budget raises. Of several processes that train together the first calls this,
-    the others `take_part`.
+    "passes.0.scheme=dynamic". data: the folder of the data sets that the recipe names as data://. forms: which
+    operators compute the graph, see edgec.costs.find. resume: take up the passes that an interrupted run finished.
+    force: replace `out`. Raises EdgecError or BundleError; GateFailed where the device does not reproduce the answers
+    of a bundle made for it. A missed budget raises nothing here: `verdicts` of the report tell it, and require_budget
+    raises. Of several processes that train together the first calls this, the others `take_part`.
     """
     started = time.monotonic()
     if not is_main():
         raise UserError("compress writes, which the first process does alone", "call edgec.pipeline.take_part here")
-    asked, out = _asked(recipe, out, overrides)
+    asked, out = _asked(recipe, out, overrides, data)
     targets = [load_target(name) for name in asked.targets]
     require_free(out, force=force)
     check_forms(forms)
-    data = read_data(asked, say)
-    calibration, evaluation = data.calibration, data.evaluation
+    rows = read_data(asked, say)
+    calibration, evaluation = rows.calibration, rows.evaluation
     cache = PassCache(out, resume=resume)
 
     with open_device(on) as device, atomic_folder(out, force=force) as work, cache:
@@ -90,7 +91,7 @@ def compress(
         from edgec.models import save_build
         from edgec.page import write_page
 
-        state = run_passes(asked, data, cache, work, progress, say)
+        state = run_passes(asked, rows, cache, work, progress, say)
         say("trace the float graph and compare it with torch")
         exporter = _exporter(state, asked)
         baseline = exporter.write(work / "baseline", measured or targets[0], precision=FP32)
@@ -133,7 +134,7 @@ def compress(
         report = make_report(
             out,
             recipe=asked.to_dict(),
-            command=_command(recipe, overrides, on, forms),
+            command=_command(recipe, overrides, on, forms, data),
             device=device.name,
             facts=facts,
             history=state.history,
@@ -145,6 +146,7 @@ def compress(
             verdicts=verdicts,
             fell_back=fell_back,
             calibration=calibration,
+            data=rows.counts,
             choices=choices,
             ranking=ranking,
             outcome=outcome,
@@ -160,23 +162,35 @@ def compress(
 
 
 def take_part(
-    recipe: str | Path, *, out: str | Path | None = None, overrides: Sequence[str] = (), resume: bool = False
+    recipe: str | Path,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    data: str | Path | None = None,
+    resume: bool = False,
 ) -> None:
     """What compress does in the processes beside the first: load, and the passes, which train together.
 
     Takes the same arguments as the first process is given, writes nothing, and is done after the last pass.
     """
-    asked, out = _asked(recipe, out, overrides)
-    data = read_data(asked, _silent)
+    asked, out = _asked(recipe, out, overrides, data)
+    rows = read_data(asked, _silent)
     with tempfile.TemporaryDirectory(prefix="edgec-") as work:
         cache = PassCache(out, resume=resume, writes=False)
-        run_passes(asked, data, cache, Path(work), no_progress, _silent)
+        run_passes(asked, rows, cache, Path(work), no_progress, _silent)
 
 
-def _asked(recipe: str | Path, out: str | Path | None, overrides: Sequence[str]) -> tuple[Recipe, Path]:
+def _asked(
+    recipe: str | Path, out: str | Path | None, overrides: Sequence[str], data: str | Path | None
+) -> tuple[Recipe, Path]:
     """The checked recipe, and the folder that its build goes to."""
-    asked = load_recipe(recipe, overrides=overrides, passes=PASSES)
+    asked = load_recipe(recipe, overrides=overrides, passes=PASSES, data=None if data is None else Path(data))
     check_recipe(asked, final_task(asked))
+    if asked.awaited:
+        raise UserError(
+            f"{asked.source_path}: {asked.awaited[0]} is a file of a data set, and none of those ship with edgec",
+            "name the folder that holds the data sets: --data DIR",
+        )
     return asked, Path(out) if out is not None else Path("build") / asked.name
 
 
@@ -341,8 +355,9 @@ def _schedule(figures: compare.BundleFigures) -> str:
     return "batches" if speeds.get("batches", 0) > speeds["streams"] * SCHEDULE_GAIN else "streams"
 
 
-def _command(recipe: str | Path, overrides: Sequence[str], on: str, forms: str) -> str:
+def _command(recipe: str | Path, overrides: Sequence[str], on: str, forms: str, data: str | Path | None) -> str:
     words = ["edgec", "compress", "--recipe", str(recipe)]
+    words += [] if data is None else ["--data", str(data)]
     words += [] if on == "local" else ["--on", on]
     words += [] if forms == "kept" else ["--forms", forms]
     for override in overrides:

@@ -61,6 +61,7 @@ def make_report(
     verdicts: Sequence[Verdict],
     fell_back: Sequence[str],
     calibration: Sample,
+    data: Mapping[str, Mapping[str, int]],
     choices: Choices,
     ranking: Ranking | None,
     outcome: Outcome | None,
@@ -73,10 +74,11 @@ def make_report(
 
     command: what repeats the run. verified: by target, how far the device was from the golden vectors; a target that
     the device is not of has none. fell_back: targets that ship fp32, as on_miss says. audits, tensors: by target, what
-    edgec.auditing tells of its bundle. archives: by target, the bytes of its bundle as one compressed file, where there
-    is one. ranking, outcome: None where no layer had to be put back.
+    edgec.auditing tells of its bundle. data: by name of the recipe's training data, its rows, those skipped as
+    malformed and the tags repaired. archives: by target, the bytes of its bundle as one compressed file, where there is
+    one. ranking, outcome: None where no layer had to be put back.
     """
-    data = {
+    content = {
         "schema": SCHEMA,
         "command": command,
         "recipe": recipe,
@@ -103,12 +105,13 @@ def make_report(
         "budget": [dataclasses.asdict(verdict) for verdict in verdicts],
         "fell_back": list(fell_back),
         "calibration": _calibration(calibration),
+        "data": data,
         "choices": choices.to_dict(),
         "sensitivity": None if ranking is None else ranking.to_dict(),
         **({"put_back": [], "put_back_steps": []} if outcome is None else outcome.to_dict()),
         "seconds": round(seconds, 1),
     }
-    return Report(out, baseline, bundles, bench, measured, tuple(verdicts), data)
+    return Report(out, baseline, bundles, bench, measured, tuple(verdicts), content)
 
 
 def write_report(folder: Path, report: Report) -> None:

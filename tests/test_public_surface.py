@@ -18,7 +18,7 @@ HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"
 EDGEC = {
     "audit": ["bundle", "tokens", "threads", "progress"],
     "bench": ["bundles", "on", "tokens", "batch", "threads", "rounds", "cold_start", "say"],
-    "compress": ["recipe", "out", "on", "overrides", "forms", "resume", "force", "progress", "say"],
+    "compress": ["recipe", "out", "on", "overrides", "data", "forms", "resume", "force", "progress", "say"],
     "evaluate": [
         *("model", "data", "revision", "format", "text", "text_pair", "label", "label_separator", "group_by", "rows"),
         *("first_row", "null_answers", "on_error", "threads", "progress"),

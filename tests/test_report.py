@@ -41,6 +41,7 @@ def _report(**changes: Any) -> Report:
         ],
         "fell_back": [],
         "calibration": Sample(("a", "b", "c"), ("de", "en", "en")),
+        "data": {"train": {"rows": 3, "skipped": 1, "repaired": 0}},
         "choices": Choices(Forms(norm="skip"), "measured", (Cost("norm", "skip", 1.2, 1.1, 1.3),)),
         "ranking": None,
         "outcome": None,
@@ -58,7 +59,7 @@ def test_what_the_report_holds(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "report.json").read_text())
     assert list(data) == [
         *("schema", "command", "recipe", "device", "machine", "versions", "source", "passes", "baseline"),
-        *("bundles", "measured", "bench", "budget", "fell_back", "calibration", "choices", "sensitivity"),
+        *("bundles", "measured", "bench", "budget", "fell_back", "calibration", "data", "choices", "sensitivity"),
         *("put_back", "put_back_steps", "seconds"),
     ]
     assert data["schema"] == 2 and data["seconds"] == 12.3 and data["measured"] == "arm64"

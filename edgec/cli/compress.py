@@ -27,6 +27,12 @@ def compress(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. passes.0.scheme=dynamic."),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="The folder of the data sets that a recipe names as data://SET/FILE."
+        ),
+    ] = None,
     forms: Annotated[
         str,
         typer.Option(
@@ -49,13 +55,14 @@ def compress(
     from edgec import pipeline, processes, report
 
     if not processes.is_main():
-        pipeline.take_part(recipe, out=out, overrides=overrides or (), resume=resume)
+        pipeline.take_part(recipe, out=out, overrides=overrides or (), data=data, resume=resume)
         return
     made = pipeline.compress(
         recipe,
         out=out,
         on=on,
         overrides=overrides or (),
+        data=data,
         forms=forms,
         resume=resume,
         force=force,

@@ -46,6 +46,10 @@ def show(
 @app.command()
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Recipe files, or names.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="The folder of the data sets that recipes name as data://SET/FILE."),
+    ] = None,
     json: Json = None,
 ) -> None:
     """Check recipes without loading a model.
@@ -60,10 +64,12 @@ def check(
     from edgec.task_rules import check_recipe
 
     problems: dict[str, list[str]] = {}
+    awaited: dict[str, int] = {}
     for file in files:
         problems[file] = []
         try:
-            recipe = load_recipe(file, passes=PASSES)
+            recipe = load_recipe(file, passes=PASSES, data=data)
+            awaited[file] = len(recipe.awaited)
             check_recipe(recipe, final_task(recipe))
         except UserError as error:
             problems[file].append(error.message)
@@ -76,9 +82,14 @@ def check(
     if str(json) != "-":
         for file in files:
             if not problems[file]:
-                typer.echo(f"{file}: ok")
+                later = (
+                    f" ({awaited[file]} files of data sets were not looked for: give --data)" if awaited[file] else ""
+                )
+                typer.echo(f"{file}: ok{later}")
     if json is not None:
-        console.write_json(json, [{"file": file, "problems": problems[file]} for file in files])
+        console.write_json(
+            json, [{"file": file, "problems": problems[file], "awaited": awaited.get(file, 0)} for file in files]
+        )
     if any(problems.values()):
         messages = [message for file in files for message in problems[file]]
         raise RecipeError("\n".join(messages), "docs/recipes.md and docs/targets.md explain every key")

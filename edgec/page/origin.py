@@ -18,10 +18,16 @@ def asked(report: At) -> Iterator[tuple[str, str]]:
     yield "Task", str(recipe["model"].get("task").value or "as the model says")
     yield "Targets", ", ".join(str(at.value) for at in recipe["targets"])
     yield "Passes", "; ".join(_pass(at.value) for at in recipe["passes"]) or "none"
-    for name, heading in (("calibrate", "Calibrated on"), ("evaluate", "Judged on")):
+    for name, heading in (
+        ("train", "Trained on"),
+        ("validation", "Validated on"),
+        ("unlabelled", "Read without labels"),
+        ("calibrate", "Calibrated on"),
+        ("evaluate", "Judged on"),
+    ):
         data = recipe["data"].get(name) if recipe.get("data") else None
         if data:
-            yield heading, str(data["text"].value)
+            yield heading, _plain(data["text"].value)
 
 
 def recipe_text(report: At) -> str:
@@ -37,6 +43,11 @@ def making_section(report: At) -> Section:
     elif "calibration" in report.value:
         notes.append(("No pass was calibrated on texts.",))
     tables = []
+    data = report.get("data")
+    if data:
+        columns = ("rows", "skipped", "repaired")
+        rows = tuple((text(name), *(figures.count(at[column]) for column in columns)) for name, at in data.items())
+        tables.append(Table("Data of the passes", ("data", "rows", "malformed and skipped", "tags repaired"), rows))
     if calibration.get("groups"):
         rows = tuple((text(name), figures.count(at)) for name, at in calibration["groups"].items())
         tables.append(Table("Texts of the calibration by group", ("group", "texts"), rows, folded=True))

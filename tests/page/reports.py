@@ -82,6 +82,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "fell_back": [],
         "seconds": 98.76,
         "calibration": {"texts": 140, "groups": {"de": 71, "en": 69}},
+        "data": {"train": {"rows": 1203, "skipped": 2, "repaired": 5}},
         "sensitivity": {
             "metric": "cosine", "texts": 64, "seconds": 41.7,
             "layers": [
