@@ -77,6 +77,13 @@ def lesson(options: SupervisedOptions, state: ModelState, ctx: PassContext) -> L
     from edgec.training.objectives import Supervised
 
     task, examples = options.task or state.spec.task, ctx.data.train
+    if options.multi_label and task != "text-classification":
+        raise UserError(f"multi_label is for text-classification, not for {task}", "leave it out, or name the task")
+    if not options.multi_label and any(isinstance(one, Example) and one.labels is not None for one in examples):
+        raise UserError(
+            "rows of data.train may have several labels (data.train.label_separator), and the head gives one",
+            "say multi_label: true, or leave label_separator out",
+        )
     labels = _labels(options.labels, examples, task, state.spec.labels, options.multi_label)
     pairs = any(isinstance(example, Example) and example.text_pair is not None for example in examples)
     made = with_head(

@@ -96,7 +96,7 @@ class Best(transformers.TrainerCallback):
     ) -> None:
         known = metrics or {}
         if self.main not in known:
-            names = [name.removeprefix(EVAL) for name in known if name != f"{EVAL}{MAIN}"]
+            names = [name.removeprefix(EVAL) for name in known if name.startswith(EVAL) and name != EVAL + MAIN]
             raise UserError(
                 f"metric: the validation does not give {self.main.removeprefix(EVAL)!r}",
                 f"it gives {', '.join(names)}",

@@ -35,8 +35,8 @@ def term(name: str, states: tuple[ModelState, ModelState], batch: Batch, **match
     objective = Distillation(student, teacher, {name: 3.0}, Matching(**matching))
     found = objective.terms(student, batch)
     assert list(found) == [name]
-    assert float(objective(student, batch)) == pytest.approx(3 * float(found[name]), rel=1e-6)
-    return float(found[name])
+    assert objective(student, batch).item() == pytest.approx(3 * found[name].item(), rel=1e-6)
+    return found[name].item()
 
 
 def _softened(logits: Sequence[float], temperature: float) -> list[float]:
@@ -103,9 +103,7 @@ def test_answers_begin_and_end_at_real_tokens() -> None:
 def test_hidden_states_are_compared_over_real_tokens(normalized: bool, tmp_path: Path) -> None:
     states = two("text-classification", tmp_path, num_hidden_layers=1)
     batch = batch_of(states[0])
-    found = term(
-        "hidden", states, batch, layers=((0, 1),), first_states=True, normalized_states=normalized
-    )
+    found = term("hidden", states, batch, layers=((0, 1),), first_states=True, normalized_states=normalized)
     inputs = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
     own, wanted = (state.parts["encoder"].states(*inputs) for state in states)
     losses = []
@@ -185,7 +183,9 @@ def test_labels_are_those_of_supervised_training(task: str, tmp_path: Path) -> N
     batch = batch_of(states[0], labelled=True)
     student, teacher = (state.parts["encoder"] for state in states)
     supervised = Supervised(score_range=(0.0, 5.0))
-    objective = Distillation(student, teacher, {"labels": 1.0, "hidden": 1.0}, supervised=supervised)
+    objective = Distillation(
+        student, teacher, {"labels": 1.0, "hidden": 1.0}, Matching(((0, 0),)), supervised=supervised
+    )
     with torch.no_grad():
         found = objective.terms(student, batch)["labels"]
         assert float(found) == pytest.approx(float(supervised(student, batch)), rel=1e-5)
@@ -229,7 +229,7 @@ def test_the_loss_is_the_weighted_sum(tmp_path: Path) -> None:
     objective = Distillation(student, teacher, {**weights, "embeddings": 0.0}, matching)
     terms = {name: float(value) for name, value in objective.terms(student, batch).items()}
     assert terms.keys() == weights.keys() and min(terms.values()) > 1e-3
-    assert float(objective(student, batch)) == pytest.approx(sum(weights[n] * terms[n] for n in weights), rel=1e-5)
+    assert objective(student, batch).item() == pytest.approx(sum(weights[n] * terms[n] for n in weights), rel=1e-5)
     objective(student, batch)
     assert objective.means() == pytest.approx(terms, rel=1e-5) and objective.means() == {}
 
@@ -283,7 +283,14 @@ def test_labels_in_another_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("student", "teacher", "layers"),
-    [(4, 12, (2, 5, 8, 11)), (3, 6, (1, 3, 5)), (4, 6, (1, 2, 4, 5)), (2, 2, (0, 1)), (1, 5, (4,)), (4, 2, (0, 0, 1, 1))],
+    [
+        (4, 12, (2, 5, 8, 11)),
+        (3, 6, (1, 3, 5)),
+        (4, 6, (1, 2, 4, 5)),
+        (2, 2, (0, 1)),
+        (1, 5, (4,)),
+        (4, 2, (0, 0, 1, 1)),
+    ],
 )
 def test_layers_at_equal_distances(student: int, teacher: int, layers: tuple[int, ...]) -> None:
     assert uniform_layers(student, teacher) == tuple(enumerate(layers))
