@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgec.models import load_build, load_model, save_build
 from edgec.nn.layout import base_path
 from edgec.passes import Align, Finetune, FuseAdapters, Lora, Quantize, run_pass
 from edgec.state import ModelState, PassContext, TrainingData
-from edgec.training import callbacks
+from edgec.training import callbacks, loop  # loop: loaded before `frozen_heap` counts what is there
 
 ROWS: dict[str, tuple[Labelled, ...]] = {
     "token-classification": tuple(
@@ -73,6 +74,16 @@ def outputs(state: ModelState) -> tuple[torch.Tensor, ...]:
 
 def report_of(state: ModelState) -> dict[str, Any]:
     return state.history[-1].report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> Iterator[None]:
+    """Every training ends with a full garbage collection, which visits all that torch and transformers have loaded."""
+    assert loop
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
