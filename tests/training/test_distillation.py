@@ -144,7 +144,7 @@ def test_attention_is_compared_between_real_tokens(maps: str, tmp_path: Path) ->
             s, t = (scores[row, :, :count, :count] for scores in (own, wanted))
             if maps == "probabilities":
                 s, t = s.softmax(-1), t.softmax(-1)
-            squares += float((s - t).square().sum())
+            squares += (s - t).square().sum().item()
             numbers += s.numel()
         losses.append(squares / numbers)
     assert found == pytest.approx(sum(losses) / 2, rel=1e-4)
@@ -159,7 +159,7 @@ def test_maps_of_other_heads_are_averaged(tmp_path: Path) -> None:
     part.model.set_attn_implementation("eager")
     own = part.model(batch["input_ids"], batch["attention_mask"], output_attentions=True).attentions[0]
     assert own.shape[1] == 2
-    assert found == pytest.approx(float((own.mean(1) - wanted.mean(1)).square().mean()), rel=1e-4)
+    assert found == pytest.approx((own.mean(1) - wanted.mean(1)).square().mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("compare", ["mse", "cosine"])
@@ -196,13 +196,13 @@ def test_both_texts_of_a_pair_are_learnt(tmp_path: Path) -> None:
     student, teacher = (state.parts["encoder"] for state in states)
     batch = batch_of(states[0], labelled=True)
     objective = Distillation(student, teacher, {"embeddings": 1.0})
-    found = float(objective.terms(student, batch)["embeddings"])
+    found = objective.terms(student, batch)["embeddings"].item()
     apart = [
         (student(batch[f"{side}input_ids"], batch[f"{side}attention_mask"])[0]
          - teacher(batch[f"{side}input_ids"], batch[f"{side}attention_mask"])[0]).square().mean()
         for side in ("", "other_")
     ]  # fmt: skip
-    assert found == pytest.approx(float(sum(apart)) / 2, rel=1e-4)
+    assert found == pytest.approx(sum(apart).item() / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -227,7 +227,7 @@ def test_the_loss_is_the_weighted_sum(tmp_path: Path) -> None:
     weights = {"logits": 0.5, "hidden": 0.25, "attention": 2.0, "labels": 1.5}
     matching = Matching(layers=((0, 0), (1, 1)), temperature=2.0)
     objective = Distillation(student, teacher, {**weights, "embeddings": 0.0}, matching)
-    terms = {name: float(value) for name, value in objective.terms(student, batch).items()}
+    terms = {name: value.item() for name, value in objective.terms(student, batch).items()}
     assert terms.keys() == weights.keys() and min(terms.values()) > 1e-3
     assert objective(student, batch).item() == pytest.approx(sum(weights[n] * terms[n] for n in weights), rel=1e-5)
     objective(student, batch)
@@ -248,9 +248,9 @@ def test_another_width_is_projected(tmp_path: Path) -> None:
     mask = batch["attention_mask"].bool()
     own, wanted = student.states(*inputs), teacher.states(*inputs)
     losses = [((own[i] @ widen.T)[mask] - wanted[i][mask]).square().mean() for i in (1, 2)]
-    assert float(terms["hidden"]) == pytest.approx(float(sum(losses)) / 2, rel=1e-4)
+    assert terms["hidden"].item() == pytest.approx(sum(losses).item() / 2, rel=1e-4)
     pooled = student(*inputs)[0] @ objective.projections["embeddings"].weight.T
-    assert float(terms["embeddings"]) == pytest.approx(float((pooled - teacher(*inputs)[0]).square().mean()), rel=1e-4)
+    assert terms["embeddings"].item() == pytest.approx((pooled - teacher(*inputs)[0]).square().mean().item(), rel=1e-4)
     sum(terms.values()).backward()
     assert all(float(parameter.grad.abs().max()) > 0 for parameter in objective.parameters())
     again = Distillation(student, teacher, {"hidden": 1.0}, seed=5)
