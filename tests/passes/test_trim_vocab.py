@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,26 @@ def test_ids_that_the_configuration_names_stay(tmp_path: Path) -> None:
     after = _trimmed(state, tmp_path, "the", keep_characters=False)
     piece = state.tokenizer.convert_ids_to_tokens(140)
     assert after.tokenizer.get_vocab()[piece] == after.parts["encoder"].model.config.eos_token_id
+
+
+def test_the_padding_stays_where_positions_are_counted_from_it(tmp_path: Path) -> None:
+    """Here an ordinary piece, which the domain does not use, is below it."""
+    folder = tiny("mpnet", "feature-extraction", tmp_path / "m")
+    file = folder / "tokenizer.json"
+    data = json.loads(file.read_text(encoding="utf-8"))
+    ids = data["model"]["vocab"]
+    swapped = {0: ids["paper"], ids["paper"]: 0}
+    ids["<s>"], ids["paper"] = ids["paper"], 0
+    for token in data["added_tokens"]:
+        token["id"] = swapped.get(token["id"], token["id"])
+    data["post_processor"]["special_tokens"]["<s>"]["ids"] = [ids["<s>"]]
+    file.write_text(json.dumps(data), encoding="utf-8")
+    before = load_model(folder)
+    after = _trimmed(before, tmp_path, keep_characters=False)
+    assert (before.tokenizer.pad_token_id, after.tokenizer.pad_token_id) == (1, 1)
+    assert after.tokenizer.convert_ids_to_tokens([0, 1]) == ["paper", "<pad>"]
+    for was, now in zip(_answers(before, DOMAIN[0]), _answers(after, DOMAIN[0]), strict=True):
+        assert torch.equal(was, now)
 
 
 def test_sparse_weights_and_what_else_is_known_go_on(models: Any, tmp_path: Path) -> None:
