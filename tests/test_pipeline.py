@@ -235,7 +235,11 @@ def test_settings_of_question_answering_reach_the_bundle(foreign: Target, tmp_pa
         f"edgec: 1\nmodel: {{source: ./model}}\ntargets: [{foreign.name}]\n"
         "export: {null_answers: true, max_answer_tokens: 7, stride: 9}\n"
     )
-    manifest = edgec.compress(recipe, out=tmp_path / "out").bundles[foreign.name]
+    report = edgec.compress(recipe, out=tmp_path / "out", overrides=["export.compressed=true"])
+    manifest = report.bundles[foreign.name]
+    archive = tmp_path / "out" / "bundles" / f"{foreign.name}.zip"
+    assert report.data["bundles"][0]["archive_bytes"] == archive.stat().st_size
+    assert integrity.read_manifest(edgec_runtime.unpack(archive, tmp_path / "unpacked")) == manifest
     post = manifest.postprocessing
     assert (post.null_answers, post.max_answer_tokens, manifest.preprocessing.stride) == (True, 7, 9)
     words = ["export", str(tmp_path / "model"), "--target", foreign.name, "--out", str(tmp_path / "bundle")]
