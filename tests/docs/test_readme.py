@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -35,8 +36,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sentence_transformer(folder / "my-model")
     (folder / "calibrate.txt").write_text("\n".join(SENTENCES[:4]) + "\n", encoding="utf-8")
     (folder / "evaluate.txt").write_text("\n".join(SENTENCES[4:]) + "\n", encoding="utf-8")
-    (recipe,) = fences(README, "yaml")
+    recipe, classifier = fences(README, "yaml")
     assert len(recipe.splitlines()) == 10
+    (folder / "my-classifier.yaml").write_text(classifier, encoding="utf-8")
+    for file in ("train.csv", "test.csv"):
+        rows = [f'"{text}",{("calm", "glad")[len(text) % 2]}' for text in SENTENCES]
+        (folder / file).write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
     (folder / "my-model.yaml").write_text(recipe, encoding="utf-8")
     assert COMPRESS in COMMANDS
     with pytest.MonkeyPatch.context() as patch:
@@ -56,6 +61,16 @@ def test_commands_run(
     said = capfd.readouterr()
     assert code == 0, said.err
     assert said.out or "written to" in said.err
+
+
+def test_the_recipe_of_a_classifier_runs(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    small = ["model.source=./my-model", "targets=[arm64]", "passes.0.steps=2", "passes.1.keep=1", "passes.1.steps=2"]
+    overrides = [word for override in small for word in ("--set", override)]
+    assert invoke(["compress", "--recipe", "my-classifier.yaml", *overrides]) == 0
+    report = json.loads((workspace / "build/my-classifier/report.json").read_text(encoding="utf-8"))
+    assert [step["name"] for step in report["passes"]] == ["finetune", "distill", "quantize"]
+    assert report["bundles"][0]["quality"]["metric"] == "accuracy"
 
 
 @pytest.mark.parametrize(("page", "body"), SNIPPETS, ids=[f"{name(page)}-{i}" for i, (page, _) in enumerate(SNIPPETS)])
