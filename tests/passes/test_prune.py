@@ -120,6 +120,16 @@ def test_zeros_outlive_training(states: dict[str, ModelState], ctx: PassContext)
     assert _matrices(free)[name][tensor == 0].any()
 
 
+def test_zeros_outlive_a_new_head(ctx: PassContext, tmp_path: Path) -> None:
+    """Pruned before fine-tuning: the encoder's parameters have other names in the model with the head."""
+    source = load_model(tiny("bert", "feature-extraction", tmp_path / "model"))
+    pruned = run_pass(Prune(sparsity=0.5), source, ctx)
+    trained = run_pass(Finetune(task="text-classification", steps=2, batch_size=4, learning_rate=1e-2), pruned, ctx)
+    before, after = _matrices(pruned), _matrices(trained)
+    assert sorted(after) == sorted(name.replace("model.", "model.bert.", 1) for name in before)
+    assert not any(after[name.replace("model.", "model.bert.", 1)][before[name] == 0].any() for name in before)
+
+
 def test_a_quantized_model_or_one_with_adapters_is_refused(states: dict[str, ModelState]) -> None:
     step = Prune(sparsity=0.5)
     with pytest.raises(UserError, match="quantized already"):
