@@ -23,14 +23,15 @@ class Align(SupervisedOptions):
     those of the large model, and then serves the head. Defaults are the paper's (section 2.1).
 
     large: the large model, a folder, hub id or pkg://package/path with the same vocabulary. window: how many tokens
-    the adapter reads. units: of its hidden layer. phases: which are trained: 1, on data.unlabelled, and 2, on the texts
-    of data.train, make the adapter's states like the large model's by their mean squared difference; 3 learns the task
-    on the labels of data.train. mode: in phase 3 the compressed model is "frozen", or learns along, "joint"; of a model
-    with LoRA adapters they learn along, and the weights beside them stay. head: on the aligned states stands a "new"
-    head, or that of the "large" model, which then gives the task and its labels. phase1_learning_rate: the highest of
-    phase 1. phase1_epochs: of phase 1. phase1_steps: of phase 1; null: as its epochs say. phase2_learning_rate: the
-    highest of phase 2. phase2_epochs: of phase 2. phase2_steps: of phase 2; null: as its epochs say. cache_mb: how
-    many 10**6 bytes of states of frozen models are kept between epochs; what finds no room is computed anew. {MEANINGS}
+    the adapter reads. units: of the adapter's hidden layer. phases: which are trained: 1, on data.unlabelled, and 2,
+    on the texts of data.train, make the adapter's states like the large model's by their mean squared difference; 3
+    learns the task on the labels of data.train. mode: in phase 3 the compressed model is "frozen", or learns along,
+    "joint"; of a model with LoRA adapters they learn along, and the weights beside them stay. head: on the aligned
+    states stands a "new" head, or that of the "large" model, which then gives the task and its labels.
+    phase1_learning_rate: the highest of phase 1. phase1_epochs: of phase 1. phase1_steps: of phase 1; null: as its
+    epochs say. phase2_learning_rate: the highest of phase 2. phase2_epochs: of phase 2. phase2_steps: of phase 2;
+    null: as its epochs say. cache_mb: how many 10**6 bytes of states of frozen models are kept between epochs; what
+    finds no room is computed anew. {MEANINGS}
     learning_rate: the highest of phase 3, after the warm-up; null: 1e-4 frozen, 5e-5 joint. epochs: of phase 3; the
     paper has 4 for tagging and 3 for question answering. steps: of phase 3; null: as the epochs say."""
 
