@@ -150,6 +150,19 @@ def test_what_is_not_kept_is_computed_anew(small: ModelState, large: str, tmp_pa
         torch.testing.assert_close(tensors(anew)[name], tensor, atol=1e-5, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("int8", [False, True])
+def test_validation_picks_the_weights_of_phase_3_alone(
+    int8: bool, small: ModelState, large: str, tmp_path: Path
+) -> None:
+    ctx = context(tmp_path, validation=ROWS[TAGS])
+    before = run_pass(Quantize(scheme="dynamic"), small, ctx) if int8 else small
+    step = Align(large=large, task=TAGS, phases=(2, 3), **{**FEW, "steps": 4, "checks": 2, "learning_rate": 1e-2})
+    phases = report_of(run_pass(step, before, ctx))["phases"]
+    assert not phases["2"]["scores"] and phases["2"]["best_step"] is None
+    scores = {int(at): found["accuracy"] for at, found in phases["3"]["scores"].items()}
+    assert list(scores) == [2, 4] and scores[phases["3"]["best_step"]] == max(scores.values())
+
+
 class Killed(BaseException):
     """Stands for the signal that ends a process."""
 
