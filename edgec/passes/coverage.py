@@ -96,12 +96,5 @@ def _changes(text: str, before: tuple[Encoding, list[str]], after: tuple[Encodin
 
 
 def _cuts(encoding: Encoding) -> dict[int, int]:
-    """Characters where one piece ends and none goes on, to the number of pieces before."""
-    cuts: dict[int, int] = {}
-    reached = 0
-    starts = [start for start, _ in encoding.offsets[1:]]
-    for place, (_, end) in enumerate(encoding.offsets):
-        reached = max(reached, end)
-        if place == len(starts) or reached <= starts[place]:
-            cuts[reached] = place + 1
-    return cuts
+    """Characters at which a piece ends, to the number of pieces up to there: of the bytes of one character, all."""
+    return {end: place for place, (_, end) in enumerate(encoding.offsets, start=1)}

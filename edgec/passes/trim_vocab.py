@@ -159,14 +159,13 @@ def _fill(vocabulary: Vocabulary, kept: set[int], candidates: Iterable[int], siz
 
 
 def _fixed(state: ModelState, vocabulary: Vocabulary) -> set[int]:
-    """What the tokenizer and the model's configuration name, and where positions are counted from the padding id, all
-    below it: it must not move."""
+    """What the tokenizer's file and the model's configuration name, and where positions are counted from the padding
+    id, all below it: it must not move."""
     from edgec.models.families import FAMILIES
 
     ((_, part),) = state.parts.items()
     config = part.model.config
     named = {value for name, value in vars(config).items() if name.endswith("_token_id") and isinstance(value, int)}
-    named |= set(state.tokenizer.all_special_ids)
     if FAMILIES[state.spec.family].pad_positions:
         named |= set(range(int(config.pad_token_id)))
     return set(vocabulary.fixed | (named & vocabulary.pieces.keys()))

@@ -21,6 +21,7 @@ from edgec.exporter import FP32, Exporter
 from edgec.models import load_build, load_model, save_build
 from edgec.models.torch_model import torch_model
 from edgec.models.vocabulary import Vocabulary
+from edgec.nn.adapters import attention_projections, inject, settings
 from edgec.passes import Quantize, TrimVocab, run_pass
 from edgec.passes.learn import copied
 from edgec.state import ModelState, PassContext, Quantization, TrainingData
@@ -239,7 +240,7 @@ def test_ids_that_the_configuration_names_stay(tmp_path: Path) -> None:
 
 def test_the_padding_stays_where_positions_are_counted_from_it(tmp_path: Path) -> None:
     """Here an ordinary piece, which the domain does not use, is below it."""
-    folder = tiny("mpnet", "feature-extraction", tmp_path / "m")
+    folder = tiny("mpnet", "feature-extraction", tmp_path / "m", bos_token_id=None)
     file = folder / "tokenizer.json"
     data = json.loads(file.read_text(encoding="utf-8"))
     ids = data["model"]["vocab"]
@@ -262,6 +263,27 @@ def test_sparse_weights_and_what_else_is_known_go_on(models: Any, tmp_path: Path
     after = _trimmed(state, tmp_path)
     assert (after.sparse, after.spec, after.lora) == (state.sparse, state.spec, None)
     assert not any(parameter.grad_fn for parameter in after.parts["encoder"].parameters())
+
+
+def test_adapters_beside_the_layers_stay_there(tmp_path: Path) -> None:
+    before = load_model(tiny("xlm-roberta", "fill-mask", tmp_path / "m"))
+    part = before.parts["encoder"]
+    lora = settings(attention_projections(part), rank=2, alpha=4, dropout=0.0)
+    inject(part.model, lora)
+    with torch.no_grad():
+        for name, parameter in part.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.3)
+    before = dataclasses.replace(before, lora=lora)
+    after = _trimmed(before, tmp_path)
+    save_build(after, tmp_path / "build")
+    again = load_build(tmp_path / "build")
+    assert again.lora == lora
+    for now in (after, again):
+        for was, state in zip(_answers(before, DOMAIN[0]), _answers(now, DOMAIN[0]), strict=True):
+            assert torch.equal(was, state)
+    learns = {name for name, parameter in after.parts["encoder"].named_parameters() if parameter.requires_grad}
+    assert learns == {name for name, parameter in part.named_parameters() if parameter.requires_grad}
 
 
 def test_a_quantized_model_is_refused(models: Any, tmp_path: Path) -> None:
