@@ -60,7 +60,7 @@ def test_the_loss_is_the_mean_over_tokens_and_channels(state: Any, rows: list[Tr
         for i in range(len(row)):
             for j in range(32):
                 total, count = total + float(aligned[i, j] - wanted[i, j]) ** 2, count + 1
-    assert float(loss) == pytest.approx(total / count, rel=1e-5)
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
     assert distance(part, rows, Alignment(compressed.frozen(), large.frozen()), 0)["mse"] == pytest.approx(
         total / count, rel=1e-5
     )
