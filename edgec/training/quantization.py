@@ -38,9 +38,10 @@ _SUMS: Final = "averaged.pt"
 class Rounding(nn.Module):
     """`objective` on a fake-quantized part, whose fixed ranges follow what passes by (Bie et al. 2020, section 3.1).
 
-    After each optimizer step `follow` takes the extremes of its rows, over all processes, into the moving averages;
-    momentum: the weight of what was. Padding does not count, nor do pairs of tokens that attention hides. A step rounds
-    on the ranges of the steps before it. In evaluation mode nothing is observed.
+    After each optimizer step `follow` takes the mean extremes of its rows, of all processes, into the moving averages;
+    momentum: the weight of what was. Each row counts as a batch of its own, as in calibration: the extremes of many
+    rows together grow with their number. Padding does not count, nor do pairs of tokens that attention hides. A step
+    rounds on the ranges of the steps before it. In evaluation mode nothing is observed.
 
     points: as apply_points returned them. The ranges are a buffer, so that checkpoints hold them: (ranges, 2), in the
     order of `names`, each a module path and the name of a tensor (PointQuantization.ranges; "input" of a layer).
@@ -66,6 +67,8 @@ class Rounding(nn.Module):
         found |= {(path, name): ends for path, one in points.items() for name, ends in one.point.ranges.items()}
         self.names = tuple(found)
         self.register_buffer("ranges", torch.tensor([*found.values()], dtype=torch.float32).reshape(-1, 2))
+        # Of the batch that runs (lowest, highest), and of the step (sum of lowest, of highest, rows).
+        self._batch: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]] = {}
         self._seen: dict[tuple[str, str], torch.Tensor] = {}
         self._mask: torch.Tensor | None = None
         self._adjusting = False
@@ -100,23 +103,21 @@ class Rounding(nn.Module):
         """Take what was seen since the call before into the averages. Raises PassError where it is not finite."""
         if not self.names:
             return
-        device = self.ranges.device
-        # Each as (lowest, -highest), so that one minimum does for all processes.
-        nothing = torch.full((2,), torch.inf, device=device)
+        self._close()
+        nothing = torch.zeros(3, device=self.ranges.device)
         seen = torch.stack([self._seen.get(name, nothing) for name in self.names])
         self._seen = {}
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(seen, op=torch.distributed.ReduceOp.MIN)
-        used = ~(seen == torch.inf).all(dim=1, keepdim=True)
-        wrong = (used & ~seen.isfinite()).any(dim=1).nonzero().flatten().tolist()
+            torch.distributed.all_reduce(seen)
+        wrong = (~seen.isfinite()).any(dim=1).nonzero().flatten().tolist()
         if wrong:
             path, name = self.names[wrong[0]]
             raise PassError(
                 f"the {name} of {path} is infinite or undefined at step {step}", "lower learning_rate, or raise warmup"
             )
-        now = seen * torch.tensor([1.0, -1.0], device=device)
-        averaged = self.momentum * self.ranges + (1 - self.momentum) * now
-        self.ranges.copy_(torch.where(used, averaged, self.ranges))
+        extremes, rows = seen[:, :2], seen[:, 2:]
+        averaged = self.momentum * self.ranges + (1 - self.momentum) * extremes / rows
+        self.ranges.copy_(torch.where(rows > 0, averaged, self.ranges))
 
     def scales(self) -> dict[str, torch.Tensor]:
         """Those of the weights, by module path: what a resumed training has to round on."""
@@ -131,6 +132,7 @@ class Rounding(nn.Module):
         """Inside, the part's training forwards are observed."""
 
         def begin(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            self._close()
             self._mask = inputs[1].bool() if module.training or self._adjusting else None
 
         handle = part.register_forward_pre_hook(begin)
@@ -173,22 +175,51 @@ class Rounding(nn.Module):
     def _note(self, path: str, name: str, values: torch.Tensor, counted: torch.Tensor | None = None) -> None:
         if self._mask is None:
             return
-        low, high = torch.aminmax(_real(values.detach(), name, self._mask, counted))
-        # As calibrated (edgec.passes.points): in a batch there are zeros that are not in a text that runs alone.
-        found = torch.stack([torch.zeros_like(low) if name == "probabilities" else low, -high])
-        before = self._seen.get((path, name))
-        self._seen[path, name] = found if before is None else torch.minimum(before, found)
+        low, high = _extremes(values.detach(), _real(values, name, self._mask, counted), len(self._mask))
+        if name == "probabilities":
+            # As calibrated (edgec.passes.points): in a batch there are zeros that are not in a text that runs alone.
+            low = torch.zeros_like(low)
+        if (path, name) in self._batch:  # a layer that runs twice
+            before = self._batch[path, name]
+            low, high = torch.minimum(low, before[0]), torch.maximum(high, before[1])
+        self._batch[path, name] = low, high
+
+    def _close(self) -> None:
+        """End a batch: its rows' extremes are added to those of the step."""
+        for name, (low, high) in self._batch.items():
+            found = torch.stack([low.sum(), high.sum(), torch.ones_like(low).sum()])
+            self._seen[name] = self._seen[name] + found if name in self._seen else found
+        self._batch = {}
 
 
-def _real(values: torch.Tensor, name: str, mask: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
-    """Those of `values` that belong to tokens. mask: (batch, tokens). counted: what attention does not hide."""
-    if name in ("scores", "probabilities"):  # (batch, heads, tokens, tokens), the second axis that of the keys
+def _extremes(values: torch.Tensor, real: torch.Tensor | None, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest and the largest value of each row, (rows,); of what has no rows, the positions of DeBERTa, (1,).
+
+    real: those that count, None: all.
+    """
+    if values.shape[0] != rows:
+        values = values[None]
+    axes = tuple(range(1, values.ndim))
+    if real is None:
+        return values.amin(dim=axes), values.amax(dim=axes)
+    return (
+        values.masked_fill(~real, torch.inf).amin(dim=axes),
+        values.masked_fill(~real, -torch.inf).amax(dim=axes),
+    )
+
+
+def _real(values: torch.Tensor, name: str, mask: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor | None:
+    """Which of `values` belong to tokens, so that it broadcasts with them; None: all.
+
+    mask: (batch, tokens). counted: what attention does not hide.
+    """
+    if name in ("scores", "probabilities"):  # (batch, heads, tokens, tokens), the last axis that of the keys
         real = mask[:, None, :, None] & mask[:, None, None, :]
-        return values[(real if counted is None else real & counted).expand_as(values)]
-    if name in ("query", "key", "value"):
-        return values.transpose(1, 2)[mask]
-    # Pooled states and the positions of DeBERTa have no tokens.
-    return values[mask] if values.ndim == 3 and values.shape[:2] == mask.shape else values
+        return real if counted is None else real & counted
+    if name in ("query", "key", "value"):  # (batch, heads, tokens, size)
+        return mask[:, None, :, None]
+    # Neither pooled states nor positions have tokens.
+    return mask[..., None] if values.ndim == 3 and values.shape[:2] == mask.shape else None
 
 
 class Follow(transformers.TrainerCallback):
