@@ -12,6 +12,8 @@ import pytest
 import yaml
 from pages import PAGES, ROOT, fences, name, text
 
+from edgec.passes import Quantize
+
 
 @pytest.fixture(scope="module")
 def generate() -> types.ModuleType:
@@ -37,6 +39,13 @@ def test_an_option_without_a_meaning_is_refused(generate: types.ModuleType) -> N
 
     with pytest.raises(ValueError, match="does not explain heads"):
         generate.options_table(Prune)
+
+
+def test_options_of_an_option_have_rows_of_their_own(generate: types.ModuleType) -> None:
+    rows = generate.options_table(Quantize).splitlines()
+    place = rows.index("| `training` | mapping or null | `null` | How it learns; when: training. |")
+    assert rows[place + 1].startswith("| `training.learning_rate` | number | `5e-05` | ")
+    assert any(row.startswith("| `training.steps` | whole number or null |") for row in rows)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
