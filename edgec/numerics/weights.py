@@ -28,6 +28,8 @@ def quantize_linear(weight: Floats, layer: LayerQuantization, *, reduce_range: b
     caller's, as are the rows of outliers. reduce_range: see REDUCED_RANGE.
     Returns (int8 weights, float32 scales of shape (channels,)).
     """
+    # Sums have other last bits in another memory order, and of two scales that are as good the other one would win.
+    weight = np.ascontiguousarray(weight)
     largest = min(2 ** (layer.bits - 1) - 1, REDUCED_RANGE if reduce_range else FULL_RANGE)
     axis = None if layer.per_tensor else 0
     magnitude = _positive(np.abs(weight).max(axis=axis, keepdims=True))

@@ -129,7 +129,7 @@ CALIBRATION = {
     "wrong column": ("texts.csv", "sentence,label\nAda,1\n", "texts.csv: which column holds the text?"),
     "no text": ("texts.jsonl", '{"text": 7}\n', "texts.jsonl:1: 'text' is not a text"),
     "not UTF-8": ("texts.txt", "Ada\nZ\udcfcrich\n", "texts.txt:2: the text is not valid UTF-8"),
-    "no format": ("texts.data", "Ada\n", "texts.data: the name does not tell the format"),
+    "no format": ("texts.data", "Ada\n", "texts.data does not tell the format"),
     "not gzip": ("texts.txt.gz", "Ada\n", "texts.txt.gz: cannot be unpacked"),
 }
 

@@ -89,7 +89,7 @@ def test_the_public_surface() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [
         *["Answer", "BundleError", "BundleWarning", "Classifier", "EmbeddingModel", "Label"],
-        *["MaskFill", "MaskFiller", "Reader", "Span", "Tagger", "TruncationWarning", "load"],
+        *["MaskFill", "MaskFiller", "Reader", "Span", "Tagger", "TruncationWarning", "load", "unpack"],
     ]
 
 
