@@ -56,10 +56,10 @@ class Quantize:
     before they are rounded; fully-quantized with layer_norms all. when: "after" the training of the model, whose
     weights stay as they are, or "training": the calibrated model goes on learning while it rounds, and fixed ranges
     become moving averages of the extremes of each step's rows, with `momentum` (Bie et al. 2020, section 3.1).
-    training: how it learns; when: training. start_step: rounding begins after so many steps, before which the model learns in
-    float; when: training. average_checkpoints: the mean of the weights at so many of the last `training.checks` is
-    taken, and the ranges are adjusted to it; 1: the last weights, or those that score best on data.validation; when:
-    training.
+    training: how it learns; when: training. start_step: rounding begins after so many steps, before which the model
+    learns in float; when: training. average_checkpoints: the mean of the weights at so many of the last
+    `training.checks` is taken, and the ranges are adjusted to it; 1: the last weights, or those that score best on
+    data.validation; when: training.
     """
 
     name: ClassVar[str] = "quantize"
