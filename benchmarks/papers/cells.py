@@ -33,8 +33,10 @@ class Kept:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.cells: dict[str, dict[str, Any]] = {}
-        if file.is_file():
-            for line in file.read_text(encoding="utf-8").splitlines():
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        self.whole = not text or text.endswith("\n")
+        if text:
+            for line in text.splitlines():
                 try:
                     one = json.loads(line)
                 except ValueError:
@@ -44,8 +46,11 @@ class Kept:
     def add(self, cell: Cell, figures: Figures) -> None:
         one = {"key": cell.key, "name": cell.name, "seed": cell.seed, **figures}
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(one, ensure_ascii=False) + "\n"
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(one, ensure_ascii=False) + "\n")
+            # A line that a kill cut short must not take this one along.
+            stream.write(line if self.whole else f"\n{line}")
+        self.whole = True
         self.cells[cell.key] = one
 
 
