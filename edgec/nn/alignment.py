@@ -21,8 +21,8 @@ class AlignmentAdapter(nn.Module):
     the row ends there or padding begins, so a text's states are the same alone and in a padded batch.
 
     The window is a concatenation, which one matrix then reads: `hidden` is (window * D_C -> units), the token furthest
-    to the left first, `output` (units -> D_L). The convolution that is the same function is no faster in float
-    (benchmarks/align_forms.py), and linear layers have the int8 forms of every scheme.
+    to the left first, `output` (units -> D_L). The convolution that is the same function is no faster in float,
+    a little in int8 (benchmarks/align_forms.py), and linear layers have the int8 forms of every scheme.
     """
 
     def __init__(self, inputs: int, outputs: int, *, window: int = 5, units: int = UNITS) -> None:
