@@ -96,7 +96,8 @@ def draw(axis, names, values, form, line):
             low, high = values[name]["p10"], values[name]["p90"]
             axis.plot([low, high], [row, row], color="black", linewidth=1)
             end = max(end, high)
-        axis.text(end + longest * 0.03, row, form.format(middles[name]), va="center", fontsize=8)
+        # Close to the figure the line from p10 to p90 would read as a minus.
+        axis.text(end + longest * 0.08, row, form.format(middles[name]), va="center", fontsize=8)
     if line is not None:
         axis.axvline(line, color="black", linewidth=0.8, linestyle=":")
     axis.set_xlim(0, longest * 1.5)
