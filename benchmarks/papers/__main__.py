@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="result file, such as benchmarks/results/NAME.json")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", help="cells whose name has this in it")
+    parser.add_argument("--finished", action="store_true", help="tell what is trained by now, and train nothing")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
 
@@ -44,6 +45,8 @@ def main() -> None:
     suite = SUITES[options.suite]
     kept = Kept(options.out.with_suffix(".cells.jsonl"))
     wanted = [cell for cell in suite.cells(options) if options.only is None or options.only in cell.name]
+    if options.finished:
+        wanted = [cell for cell in wanted if cell.key in kept.cells]
     found = run(wanted, kept)
     result = {
         "suite": f"papers/{options.suite}",

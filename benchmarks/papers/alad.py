@@ -20,12 +20,11 @@ from edgec.state import ModelState
 
 from . import data as sets
 from .cells import Cell, over_seeds
-from .models import SOURCE, kept, large, parameters, scores, through
+from .models import SOURCE, WORK, kept, large, parameters, scores, through
 
-PLAIN_RATES: Final = (5e-5, 1e-4, 2e-4, 5e-4)
+RATES: Final = (5e-5, 2e-4, 5e-4)
 """5e-5 is the paper's for whole models; the best of them is chosen on the selection half of dev, with seed 0."""
 
-JOINT_RATES: Final = PLAIN_RATES
 PAPER: Final = {
     "large, fine-tuned": {"pos": 92, "ner": 63, "qa": 80},
     "plain": {"pos": 87, "ner": 40, "qa": 60},
@@ -85,12 +84,12 @@ def _narrow(data: Path, task: Task) -> ModelState:
 TASKS: Final = {
     task.name: task
     for task in (
-        Task("POS en, 2 layers", "pos", sets.pos_english, 2000, "accuracy", 500, partial(_first_layers, keep=2), True),
-        Task("POS en, 3 layers", "pos", sets.pos_english, 2000, "accuracy", 500, partial(_first_layers, keep=3)),
-        Task("POS en, narrow", "pos", sets.pos_english, 2000, "accuracy", 500, _narrow),
-        Task("POS de, 2 layers", "pos", sets.pos_german, 2000, "accuracy", 500, partial(_first_layers, keep=2)),
-        Task("NER en, 2 layers", "ner", sets.ner_english, 4000, "span_f1", 750, partial(_first_layers, keep=2)),
-        Task("QA en, 3 layers", "qa", sets.questions, 4000, "f1", 750, partial(_first_layers, keep=3)),
+        Task("POS en, 2 layers", "pos", sets.pos_english, 2000, "accuracy", 375, partial(_first_layers, keep=2), True),
+        Task("POS en, 3 layers", "pos", sets.pos_english, 2000, "accuracy", 375, partial(_first_layers, keep=3)),
+        Task("POS en, narrow", "pos", sets.pos_english, 2000, "accuracy", 375, _narrow),
+        Task("POS de, 2 layers", "pos", sets.pos_german, 2000, "accuracy", 375, partial(_first_layers, keep=2)),
+        Task("NER en, 2 layers", "ner", sets.ner_english, 4000, "span_f1", 500, partial(_first_layers, keep=2)),
+        Task("QA en, 3 layers", "qa", sets.questions, 4000, "f1", 250, partial(_first_layers, keep=3)),
     )
 }
 PLAIN_TEXTS: Final = 4000
@@ -100,7 +99,7 @@ SETTINGS: Final = {
     "phase_1_texts": PLAIN_TEXTS,
     "units": 1280,
     "batch": 16,
-    "plain_rates": PLAIN_RATES,
+    "rates": RATES,
 }
 
 
@@ -167,13 +166,17 @@ def _plain_texts(data: Path) -> tuple[str, ...]:
 @cache
 def _compressed(data: Path, name: str) -> ModelState:
     task = TASKS[name]
-    return load_model(kept(f"alad-{_slug(name)}-compressed", lambda: task.compress(data, task)))
+    return _once(task, "compressed", lambda: task.compress(data, task))
 
 
 def _plain(data: Path, task: Task, seed: int, *, rate: float | None, keep: int | None = None) -> ModelState:
     start = _compressed(data, task.name) if keep is None else _first_layers(data, task, keep)
-    chosen = rate or _best(data, task, f"plain-{keep}", lambda r: _finetuned(data, task, 0, start, r), PLAIN_RATES)
-    return _finetuned(data, task, seed, start, chosen)
+    what = "plain" if keep is None else f"plain-{keep}"
+
+    def at(chosen: float, seed: int) -> ModelState:
+        return _once(task, f"{what}-{chosen:g}-{seed}", lambda: _finetuned(data, task, seed, start, chosen))
+
+    return at(rate or _best(data, task, what, at), seed)
 
 
 def _finetuned(data: Path, task: Task, seed: int, start: ModelState, rate: float, **more: Any) -> ModelState:
@@ -191,7 +194,8 @@ def _linear(data: Path, task: Task, seed: int) -> ModelState:
 
 def _lora(data: Path, task: Task, seed: int) -> ModelState:
     step = Lora(task=task.head, steps=task.steps, checks=2)
-    return through(_compressed(data, task.name), step, seed=seed, train=_split(data, task.name).train)
+    train = _split(data, task.name).train
+    return _once(task, f"lora-{seed}", lambda: through(_compressed(data, task.name), step, seed=seed, train=train))
 
 
 def _with_lora(data: Path, task: Task, seed: int, *, window: int) -> ModelState:
@@ -201,11 +205,14 @@ def _with_lora(data: Path, task: Task, seed: int, *, window: int) -> ModelState:
 
 def _aligned(data: Path, task: Task, seed: int, *, window: int, mode: str, rate: float | None) -> ModelState:
     """Phases 1 and 2 are the same for every mode and rate, so they are trained once a window and seed."""
-    make = partial(_first_phases, data, task, window, seed)
-    start = load_model(kept(f"alad-{_slug(task.name)}-w{window}-{seed}", make))
-    third = partial(_third, data, task, start=start, window=window, mode=mode)
-    chosen = rate or _best(data, task, f"{mode}-w{window}", lambda r: third(0, rate=r), JOINT_RATES)
-    return third(seed, rate=chosen)
+    start = _once(task, f"w{window}-{seed}", partial(_first_phases, data, task, window, seed))
+    what = f"{mode}-w{window}"
+
+    def at(chosen: float, seed: int) -> ModelState:
+        make = partial(_third, data, task, seed, start, window=window, mode=mode, rate=chosen)
+        return _once(task, f"{what}-{chosen:g}-{seed}", make)
+
+    return at(rate or _best(data, task, what, at), seed)
 
 
 def _first_phases(data: Path, task: Task, window: int, seed: int) -> ModelState:
@@ -267,14 +274,16 @@ def _texts(data: Path, task: Task) -> list[Any]:
     return [(one.question, one.context) if isinstance(one, Question) else one.text for one in train]
 
 
-_CHOSEN: dict[str, float] = {}
+def _once(task: Task, what: str, make: Callable[[], ModelState]) -> ModelState:
+    """The model of that name, trained where no cell before needed it."""
+    return load_model(kept(f"alad-{_slug(task.name)}-{what}", make))
 
 
-def _best(data: Path, task: Task, what: str, make: Callable[[float], ModelState], rates: Sequence[float]) -> float:
+def _best(data: Path, task: Task, what: str, make: Callable[[float, int], ModelState]) -> float:
     """The rate whose model, with seed 0, scores best on the selection half of dev. Chosen once, and kept."""
-    file = Path("build/papers") / f"alad-{_slug(task.name)}-{what}.rate"
+    file = WORK / f"alad-{_slug(task.name)}-{what}.rate"
     if not file.is_file():
-        found = {rate: scores(make(rate), _split(data, task.name).select)[task.figure] for rate in rates}
+        found = {rate: scores(make(rate, 0), _split(data, task.name).select)[task.figure] for rate in RATES}
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(repr(max(found, key=lambda rate: found[rate])), encoding="utf-8")
     return float(file.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from . import masakhaner
 from .cells import Cell
 from .models import parameters, through
 
-STEPS: Final = 1000
+STEPS: Final = masakhaner.STEPS
 STUDENTS: Final[dict[str, tuple[Prune, ...]]] = {
     "5 layers": (Prune(structure="layers", keep=5),),
     "5 layers, FFN 1280": (Prune(structure="layers", keep=5), Prune(structure="ffn", keep=1280, scope="layer")),

@@ -21,7 +21,9 @@ from .models import kept, large, scores, tagger, through
 SENTENCES: Final = 1000
 """Training sentences of each language."""
 
-STEPS: Final = 1000
+STEPS: Final = 313
+"""Once through the sentences."""
+
 RATE: Final = 2e-4
 """The same for every model of these suites; not tuned."""
 

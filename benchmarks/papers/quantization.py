@@ -1,4 +1,4 @@
-"""Quantization of a joint MasakhaNER model: dynamic, static and llm-int8, as bundles of onnxruntime, by language.
+"""Quantization of a joint MasakhaNER model: dynamic, static and llm-int8, as bundles for this CPU, by language.
 
 F1, size and latency are those of the bundles, through the runtime; latency at 64 tokens, one thread, interleaved.
 """
@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from edgec_runtime import load
+from edgec_runtime import load, machine
 
 from edgec.devices import compare, open_device
 from edgec.exporter import FP32, Exporter
 from edgec.passes import Quantize
 from edgec.scoring import score
-from edgec.target import load_target
+from edgec.target import detect
 
 from . import masakhaner
 from .cells import Cell
 from .data import LANGUAGES
 from .models import through
 
-TARGET: Final = "x86_64-vnni"
 TOKENS: Final = 64
 CALIBRATION: Final = 256
 SCHEMES: Final[dict[str, Quantize | None]] = {
@@ -39,7 +38,6 @@ SCHEMES: Final[dict[str, Quantize | None]] = {
 SETTINGS: Final = {
     "model": "all-MiniLM-L6-v2",
     "languages": LANGUAGES,
-    "target": TARGET,
     "tokens": TOKENS,
     "calibration_sentences": CALIBRATION,
 }
@@ -53,7 +51,8 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
 
 
 def _scheme(data: Path, seed: int, name: str) -> dict[str, Any]:
-    state, target = masakhaner.dense(data, seed), load_target(TARGET)
+    state = masakhaner.dense(data, seed)
+    target, _ = detect(machine.facts())
     texts = [example.text for example in masakhaner.rows(data)][:: masakhaner.SENTENCES * 5 // CALIBRATION]  # type: ignore[union-attr]
     step = SCHEMES[name]
     with tempfile.TemporaryDirectory(prefix="edgec-papers-") as temporary, open_device("local") as device:
@@ -87,6 +86,7 @@ def _scheme(data: Path, seed: int, name: str) -> dict[str, Any]:
     return {
         "f1": float(np.mean(list(found.values()))),
         "languages": found,
+        "target": target.name,
         "megabytes": manifest.total_bytes / 1e6,
         "smaller": round(1 - manifest.total_bytes / fp32_bytes, 4),
         **speed,
