@@ -8,18 +8,17 @@ import hashlib
 import json
 import warnings
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
-from edgec_runtime import cpu
 from edgec_runtime.manifest import Manifest, PassRecord, TargetInfo
 from edgec_runtime.notices import TruncationWarning
 
 from edgec.bundle import write_bundle
 from edgec.data.samples import SAMPLE_PAIR, SAMPLE_TEXTS
-from edgec.emulation import emulate, kind_of_target
+from edgec.emulation import emulate, foreign_kind
 from edgec.errors import UserError
 from edgec.graph.float_graph import prepare_float
 from edgec.graph.follow import Follower
@@ -138,13 +137,13 @@ class Exporter:
         if quantization is not None:
             graph = self._lowered(quantization, target)
             made = apply_forms(graph, forms or target.forms)
-            answers = self.answers(_engine(graph, target) or open_graph(graph))
+            answers = self.answers(_opened(graph, target))
             # First whether the graph is what was decided: only then is the decision to blame for what it costs.
             found = self.against_reference(
                 graph,
                 answers,
                 quantization,
-                reduce_range=target.int8.reduce_range,
+                target,
                 tanh_gelu=made.get("gelu") == "tanh",
             )
             parity["int8_against_reference"] = found.to_dict()
@@ -205,7 +204,7 @@ class Exporter:
             name=name or self.manifest.name,
             build_id=self.build_id,
             passes=self._passes(quantized=quantization is not None),
-            target=TargetInfo(target.name, target.arch, target.answer_features if precision == INT8 else ()),
+            target=_told(target) if precision == INT8 else TargetInfo(target.name, target.arch),
             parts=(part,),
             # One dynamic scale for a whole batch would let a text's answer depend on its batch-mates.
             execution=dataclasses.replace(
@@ -246,21 +245,21 @@ class Exporter:
         graph: ir.Model,
         answers: Sequence[Outputs],
         quantization: Quantization,
+        target: Target,
         *,
-        reduce_range: bool,
         tanh_gelu: bool = False,
     ) -> ReferenceParity:
-        """Compare an int8 graph, which gave `answers`, with torch, which rounds as decided for the whole model.
+        """Compare an int8 graph for `target`, which gave `answers`, with torch, which rounds as decided for the model.
 
         tanh_gelu: the graph has that form of GELU, so torch has it too. Raises ParityError.
         """
-        decided = quantization.of_part(self.part_name)
+        decided, reduce_range = quantization.of_part(self.part_name), target.int8.reduce_range
         if self._rounded is None or self._rounded[0] != reduce_range:
             part = self.state.parts[self.part_name]
             assert isinstance(part, Part)
             self._rounded = (reduce_range, fake_quantized(part, decided, reduce_range=reduce_range))
         rounded = self._rounded[1]
-        follower = Follower(graph, rounded, decided.layers)
+        follower = Follower(graph, rounded, decided.layers, engine=partial(_opened, target=target))
         with TanhGelu() if tanh_gelu else nullcontext():
             self.answers(follower)
             reference = self.answers(TorchEngine(rounded, rounded.input_names, rounded.output_names))
@@ -279,9 +278,17 @@ class Exporter:
             return model_on(engine, self.manifest, self.tokenizer).raw(self.requests)
 
 
+def _opened(graph: ir.Model, target: Target) -> Engine:
+    """One that answers as the CPUs of `target` do."""
+    return _engine(graph, target) or open_graph(graph)
+
+
 def _engine(graph: ir.Model, target: Target) -> Engine | None:
     """One that answers as the CPUs of `target` do, where this one would not; None where it would."""
-    needed = set(target.answer_features)
-    if needed <= {cpu.feature(name) for name in cpu.features() or needed}:
-        return None
-    return emulate(graph, kind_of_target(target))
+    kind = foreign_kind(_told(target))
+    return None if kind is None else emulate(graph, kind)
+
+
+def _told(target: Target) -> TargetInfo:
+    """What a manifest says of the target of an int8 bundle."""
+    return TargetInfo(target.name, target.arch, target.answer_features)

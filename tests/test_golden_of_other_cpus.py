@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgec_runtime import cpu, golden
+from edgec_runtime.manifest import TargetInfo
 
-from edgec.emulation import emulate, spread
+from edgec.emulation import emulate, foreign_kind, spread
 from edgec.exporter import Exporter
 from edgec.target import load_target
 
@@ -17,7 +18,7 @@ def test_the_exporting_cpu_does_not_show(exporter: Exporter, tmp_path: Path, mon
     target = load_target("x86_64-vnni")
     expected = golden.read(_golden(exporter, tmp_path / "native")) if _has_vnni() else None
     opened = []
-    monkeypatch.setattr("edgec.exporter.cpu.features", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(cpu, "features", lambda: frozenset({"avx2"}))
     monkeypatch.setattr("edgec.exporter.emulate", lambda graph, kind: opened.append(kind) or emulate(graph, kind))
     exporter.write(tmp_path / "emulated", target)
     assert set(opened) == {"vnni"}, "without VNNI the answers are those of an emulated CPU that has it"
@@ -27,6 +28,42 @@ def test_the_exporting_cpu_does_not_show(exporter: Exporter, tmp_path: Path, mon
         for a, b in zip(expected.outputs, found.outputs, strict=True):
             assert all(np.allclose(a[name], b[name], atol=1e-6) for name in a)
     assert spread(tmp_path / "emulated", ["vnni"])["vnni"].max_abs < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "arch", "needed", "kind"),
+    [
+        ("x86_64", {"avx2"}, "x86_64", (), None),
+        ("x86_64", {"avx2"}, "x86_64", ("vnni",), "vnni"),
+        ("x86_64", {"avx2"}, "aarch64", (), "arm64"),
+        ("x86_64", {"avx2", "avx512_vnni"}, "aarch64", (), None),
+        ("x86_64", {"avx2", "avx_vnni"}, "x86_64", ("vnni",), None),
+        ("aarch64", {"asimd"}, "aarch64", (), None),
+        ("aarch64", {"asimd"}, "x86_64", ("vnni",), "vnni"),
+        ("aarch64", None, "x86_64", ("vnni",), None),
+    ],
+)
+def test_what_is_emulated_where(
+    machine: str,
+    features: set[str] | None,
+    arch: str,
+    needed: tuple[str, ...],
+    kind: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
+    monkeypatch.setattr(cpu, "features", lambda: features)
+    assert foreign_kind(TargetInfo("any", arch, needed)) == kind
+
+
+@pytest.mark.parametrize("name", ["arm64", "x86_64-vnni"])
+def test_a_cpu_that_saturates_exports_for_those_that_do_not(
+    name: str, exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also compares every layer with torch, which would find a saturated sum."""
+    monkeypatch.setattr(cpu, "features", lambda: frozenset({"avx2"}))
+    parity = exporter.write(tmp_path / name, load_target(name)).parity["int8_against_reference"]
+    assert parity["worst_share"] > 0.97
 
 
 def _golden(exporter: Exporter, folder: Path) -> Path:

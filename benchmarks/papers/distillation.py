@@ -1,4 +1,4 @@
-"""Distillation of a joint MasakhaNER model into encoders that are 17 to 33 % smaller, by language.
+"""Distillation of a joint MasakhaNER model into encoders that are about a quarter smaller, by language.
 
 The size is that of the encoder's layers: the vocabulary is left as it is. Beside each student stands the same smaller
 encoder trained on the labels alone, for as many steps.
@@ -21,10 +21,8 @@ from .models import parameters, through
 
 STEPS: Final = masakhaner.STEPS
 STUDENTS: Final[dict[str, tuple[Prune, ...]]] = {
-    "5 layers": (Prune(structure="layers", keep=5),),
     "5 layers, FFN 1280": (Prune(structure="layers", keep=5), Prune(structure="ffn", keep=1280, scope="layer")),
     "6 layers, FFN 960": (Prune(structure="ffn", keep=960, scope="layer"),),
-    "4 layers": (Prune(structure="layers", keep=4),),
 }
 SETTINGS: Final = {
     "model": "all-MiniLM-L6-v2",

@@ -21,11 +21,11 @@ from .models import kept, large, scores, tagger, through
 SENTENCES: Final = 1000
 """Training sentences of each language."""
 
-STEPS: Final = 313
-"""Once through the sentences."""
+STEPS: Final = 400
+"""Of 16 sentences: 1.3 times through them."""
 
-RATE: Final = 2e-4
-"""The same for every model of these suites; not tuned."""
+RATE: Final = 5e-4
+"""The same for every model of these suites. After 160 steps, on the selection half of dev, it was better than 2e-4."""
 
 BATCH: Final = 16
 

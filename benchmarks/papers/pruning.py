@@ -19,7 +19,7 @@ from .data import LANGUAGES
 from .models import large, through
 
 SPARSITIES: Final = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
-RECOVERY: Final = 80
+RECOVERY: Final = 100
 SETTINGS: Final = {
     "model": "all-MiniLM-L6-v2",
     "languages": LANGUAGES,

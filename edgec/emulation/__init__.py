@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .graph import EmulatedEngine, Pairs, emulate
 from .kinds import KINDS, Kind, kind_of, kind_of_target
+from .native import foreign_kind, load_as_target
 from .spread import Spread, spread, verification
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "Pairs",
     "Spread",
     "emulate",
+    "foreign_kind",
     "kind_of",
     "kind_of_target",
+    "load_as_target",
     "spread",
     "verification",
 ]

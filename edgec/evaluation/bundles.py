@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgec_runtime import load
 from edgec_runtime.manifest import GroupQuality, Quality
-from edgec_runtime.notices import BundleWarning
 
 from edgec.data.readers import Sample
+from edgec.emulation import load_as_target
 from edgec.errors import DataError
 from edgec.recipe import EvaluationData
 from edgec.state import Progress, no_progress
@@ -17,36 +16,38 @@ from edgec.state import Progress, no_progress
 from .quality import quality, with_groups
 from .score import Evaluation, evaluate
 
+if TYPE_CHECKING:
+    from edgec_runtime.loading import Model
+
 
 def bundle_quality(
     baseline: Path, folder: Path, data: EvaluationData, sample: Sample, *, progress: Progress = no_progress
 ) -> Quality:
     """By the labels of `data` where it has them, by the cosine against the bundle `baseline` where it has texts alone.
 
+    What is told is what the target's CPUs answer, emulated where this one would answer otherwise.
+
     sample: the texts of `data`, with their groups where it names a group_column; the drop is then that of the worst
     group. Raises DataError for the data, a group without enough rows for the metric among it, and what loading raises.
     """
-    with warnings.catch_warnings():
-        # The bundle of another machine class answers here all the same; verify tells what it does there.
-        warnings.simplefilter("ignore", BundleWarning)
+    with load_as_target(baseline) as reference, load_as_target(folder) as candidate:
         if data.scored:
-            before, after = (_score(path, data, progress) for path in (baseline, folder))
+            before, after = (_score(model, data, progress) for model in (reference, candidate))
             return _scored(before, after, data)
-        with load(baseline) as reference, load(folder) as candidate:
-            return quality(
-                reference,
-                candidate,
-                candidate.manifest.task,
-                sample.texts,
-                groups=sample.groups,
-                mask_token=candidate.manifest.postprocessing.mask_token or "",
-                progress=progress,
-            )
+        return quality(
+            reference,
+            candidate,
+            candidate.manifest.task,
+            sample.texts,
+            groups=sample.groups,
+            mask_token=candidate.manifest.postprocessing.mask_token or "",
+            progress=progress,
+        )
 
 
-def _score(folder: Path, data: EvaluationData, progress: Progress) -> Evaluation:
+def _score(model: Model, data: EvaluationData, progress: Progress) -> Evaluation:
     return evaluate(
-        folder,
+        model,
         data.paths or data.path,
         format=data.format,
         text=data.text_column,

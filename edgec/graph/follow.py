@@ -8,10 +8,10 @@ the same layer in the graph, and the graph's goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from edgec.state import LayerQuantization
 
 from .store import open_graph
 from .trace import MODULE_KEY
+
+if TYPE_CHECKING:
+    from edgec_runtime.engine import Engine
 
 SAME: Final = 1e-4
 """Largest difference within a row, as a share of the tensor's largest element, at which the row counts as the same.
@@ -68,14 +71,21 @@ class Follower:
 
     part: computes what the graph should (edgec.nn.fake_quantize). layers: the decision, by module path; the linear
     ones are compared. One that the graph runs twice, or inside another operator, has no output of its own there and
-    is compared through what reads it. agreement: by layer and by output, over all runs so far. Raises what open_graph
-    raises.
+    is compared through what reads it. engine: makes what runs the graph; by default onnxruntime, whose 8-bit products
+    are those of this CPU. agreement: by layer and by output, over all runs so far. Raises what `engine` raises.
     """
 
-    def __init__(self, graph: ir.Model, part: Part, layers: Mapping[str, LayerQuantization]) -> None:
+    def __init__(
+        self,
+        graph: ir.Model,
+        part: Part,
+        layers: Mapping[str, LayerQuantization],
+        *,
+        engine: Callable[[ir.Model], Engine] = open_graph,
+    ) -> None:
         tapped = graph.clone()
         self._names = _tap(tapped, [path for path, layer in layers.items() if layer.kind == "linear"])
-        self._engine = open_graph(tapped, "followed")
+        self._engine = engine(tapped)
         self._part = part
         self._smoothing = [np.array(s, np.float32) for s in {layer.smoothing for layer in layers.values()} if s]
         self.agreement: dict[str, Agreement] = {}

@@ -168,8 +168,7 @@ def reference_parity(
             f"from the same roundings in torch, by up to {found.largest:.2g} of the largest value ({len(wrong)} of "
             f"{len(agreement)} layers and outputs differ)",
             f"leave it in float: add `skip: ['{wrong[0]}']` to the quantize pass, and report it with the pass's "
-            "options; on an x86 CPU without VNNI, where products of 8-bit weights saturate, export on another machine "
-            "or for a target with reduce_range",
+            "options",
         )
     parity = compare(_paired(reference, candidate))
     noise = 1 - compare(_paired(exact, reference)).mean_cosine

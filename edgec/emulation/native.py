@@ -1,0 +1,51 @@
+"""Whether this machine answers as a target's CPUs do, and a bundle that does so wherever it is loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgec_runtime import cpu, integrity, load
+from edgec_runtime.manifest import TargetInfo
+from edgec_runtime.notices import BundleWarning
+
+from .graph import emulate
+from .kinds import Kind
+
+if TYPE_CHECKING:
+    from edgec_runtime.loading import Model
+
+
+def foreign_kind(target: TargetInfo) -> Kind | None:
+    """What has to be emulated for the 8-bit products of `target` to be right here; None where they are by themselves.
+
+    target: features are those that its answers hang on. A machine that does not list its features is trusted.
+    """
+    has = cpu.features()
+    if has is None:
+        return None
+    needed = {cpu.feature(name) for name in target.features}
+    arm = cpu.architecture(target.arch) == "aarch64"
+    if arm and cpu.architecture() == "x86_64":
+        # Arm adds in 32 bits whatever the weights; x86 does so with VNNI alone.
+        needed = {"vnni"}
+    if needed <= {cpu.feature(name) for name in has}:
+        return None
+    return "arm64" if arm else "vnni" if "vnni" in needed else "avx2"
+
+
+@contextmanager
+def load_as_target(bundle: Path) -> Iterator[Model]:
+    """The bundle, answering as its target's CPUs do, which may be slower than it is. Raises a BundleError."""
+    with warnings.catch_warnings():
+        # That this machine is not the target's is no news here.
+        warnings.simplefilter("ignore", BundleWarning)
+        model = load(bundle)
+    with model:
+        kind = foreign_kind(model.manifest.target)
+        if kind is not None and any(part.precision == "int8" for part in model.manifest.parts):
+            model.runner.engine = emulate(integrity.locate(bundle, model.runner.part.file), kind)
+        yield model
