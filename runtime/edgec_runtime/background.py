@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from threading import Thread
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+_MOMENT = 2e-4  # seconds; a longer one is lost where the work never lets go of the interpreter
 
 
 class Background(Thread, Generic[T]):
@@ -24,6 +27,10 @@ class Background(Thread, Generic[T]):
             self._value.append(self._work())
         except BaseException as error:  # handed to the thread that asks for the result
             self._error = error
+
+    def let_begin(self) -> None:
+        """Gives the interpreter away once, so that the work is under way before this thread goes on."""
+        time.sleep(_MOMENT)
 
     def result(self) -> T:
         self.join()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Final
 
 from .errors import FileDamaged, OperatorRefused
+from .record import Record
 
 ALLOWED_DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _MAX_DEPTH: Final = 64  # messages within messages; protobuf itself stops at 100
@@ -45,8 +46,7 @@ _STRINGS: Final[dict[str, dict[int, str]]] = {
 }
 
 
-@dataclass
-class GraphFacts:
+class GraphFacts(Record):
     """operators: (domain, type) of every node, in subgraphs and local functions too. functions: (domain,
     name) of the functions that the model defines itself. external_data: the locations of tensors kept outside
     the file."""

@@ -60,16 +60,28 @@ def assemble(
     # start, are being imported.
     verification = Background(lambda: integrity.verify_files(folder, manifest) if verify else [])
     from .engine import OnnxRuntimeEngine
-    from .runner import Runner
-    from .text import Encoder
 
     chosen = choose(part, manifest.execution, schedule)
     stamps = verification.result()
     model = check_graph(folder, manifest, part)
     threads = threads or cpu.usable_cpus()
-    engine = OnnxRuntimeEngine(
-        model, threads=1 if chosen == "streams" else threads, name=part.name, optimize=part.optimize_at_load
+    # Nor does onnxruntime, for most of the time that it takes to open a session: what is left of the imports, and the
+    # tokenizer, take that time.
+    opening = Background(
+        lambda: OnnxRuntimeEngine(
+            model, threads=1 if chosen == "streams" else threads, name=part.name, optimize=part.optimize_at_load
+        )
     )
+    try:
+        opening.let_begin()
+        from .runner import Runner
+        from .text import Encoder
+
+        name = manifest.preprocessing.tokenizer
+        tokenizer = open_tokenizer(integrity.locate(folder, name).read_bytes(), name)
+    finally:
+        opening.join()
+    engine = opening.result()
     # What was read above is what was verified, unless somebody put another file in its place in between.
     for stamp in stamps:
         stamp.require_unchanged()
@@ -82,8 +94,6 @@ def assemble(
         batch_size=manifest.execution.batch_size,
         pad_id=manifest.preprocessing.pad_id,
     )
-    name = manifest.preprocessing.tokenizer
-    tokenizer = open_tokenizer(integrity.locate(folder, name).read_bytes(), name)
     return _task(manifest.task)(manifest, Encoder(tokenizer, manifest.preprocessing), runner)
 
 

@@ -3,15 +3,17 @@
 A bundle is a folder. `manifest.json` is the canonical serialisation (`Manifest.to_text`) of the dataclasses below;
 a reader refuses any other spelling of it, so that one changed byte anywhere in the folder is found. docs/bundle.md
 explains every field.
+
+Annotations are not postponed here: a load reads them, and as strings each would have to be compiled.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import functools
 import hashlib
 import json
 import types
 import typing
+from collections.abc import Hashable
 from dataclasses import field
 from typing import Any, Final
 
@@ -203,7 +205,7 @@ class Manifest(Record):
     measured: bool = False
     digest: str = ""
 
-    def sealed(self) -> Manifest:
+    def sealed(self) -> "Manifest":
         """The same manifest with its digest filled in."""
         return dataclasses.replace(self, digest=_digest(dataclasses.asdict(self)))
 
@@ -251,8 +253,7 @@ def parse(text: str, where: str) -> Manifest:
     if manifest.task not in TASKS:
         raise ManifestInvalid(f"{where}: unknown task {manifest.task!r}; known are {', '.join(TASKS)}", again)
     # Fields that came to the format after a bundle was written are not in its text, and take no part in its digest.
-    written = _written(dataclasses.asdict(manifest), data)
-    if _digest(written) != manifest.digest or _text(written) != text:
+    if _digest(data) != manifest.digest or _text(data) != text:
         raise ManifestInvalid(f"{where} was changed after it was written (its digest does not fit)", again)
     return manifest
 
@@ -265,22 +266,19 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(_text({**values, "digest": ""}).encode()).hexdigest()
 
 
-def _written(values: Any, data: Any) -> Any:
-    """`values` of a manifest without the keys that `data`, which it was read from, does not have."""
-    if isinstance(values, dict) and isinstance(data, dict):
-        return {key: _written(value, data[key]) for key, value in values.items() if key in data}
-    if isinstance(values, list | tuple) and isinstance(data, list):
-        return [_written(value, item) for value, item in zip(values, data, strict=True)]
-    return values
+@functools.cache
+def _hints(kind: Hashable) -> dict[str, Any]:
+    """The types of a dataclass's fields, in their order."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(typing.cast("type[Any]", kind))}
 
 
 def _build(kind: type[Any], data: Any, where: str, key: str) -> Any:
     """A dataclass from parsed JSON, every field checked; `key` is the dotted path for errors."""
     if not isinstance(data, dict):
         raise ManifestInvalid(f"{where}: {key or 'the file'} should be an object")
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(data) - known)
+    hints = _hints(typing.cast(Hashable, kind))
+    unknown = sorted(set(data) - set(hints))
     if unknown:
         raise ManifestInvalid(f"{where}: unknown key {_join(key, unknown[0])!r}")
     values: dict[str, Any] = {}
@@ -289,6 +287,8 @@ def _build(kind: type[Any], data: Any, where: str, key: str) -> Any:
             values[f.name] = _value(hints[f.name], data[f.name], where, _join(key, f.name))
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ManifestInvalid(f"{where}: {_join(key, f.name)!r} is missing")
+    if list(data) != list(values):
+        raise ManifestInvalid(f"{where} was changed after it was written (the keys of {key or 'the file'} moved)")
     return kind(**values)
 
 
