@@ -19,14 +19,17 @@ import edgec_runtime  # noqa: F401 - before onnxruntime: it switches the telemet
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from edgec_runtime import load, machine, statistics
+from edgec_runtime import machine, statistics
 from edgec_runtime.rounds import interleave
 
 import edgec
+from edgec.data.load import read_rows
 from edgec.data.readers import read_texts
-from edgec.evaluation import evaluate, mean_cosine
+from edgec.emulation import load_as_target
+from edgec.evaluation import mean_cosine
 from edgec.graph.trace import trace
 from edgec.models import load_model
+from edgec.scoring import score
 
 SHAPES = ((1, 16), (1, 64), (1, 128), (1, 256), (8, 128))
 HELD_OUT = 200
@@ -53,7 +56,7 @@ def main() -> None:
         "threads": options.threads,
         "rounds": options.rounds,
         "shapes": [measure(sessions, shape, options.rounds) for shape in SHAPES],
-        "quality": quality(options.build, bundle, options.data),
+        "quality": quality(options.build, options.data),
         "process": process_figures(options.build / "baseline", bundle),
         "files": {path.name: path.stat().st_size for path in sorted(bundle.iterdir())},
     }
@@ -121,33 +124,37 @@ def measure(sessions: dict[str, ort.InferenceSession], shape: tuple[int, int], r
     }
 
 
-def quality(build: Path, bundle: Path, data: Path | None) -> dict[str, Any]:
-    """Cosine against float torch on sentences that were not used for calibration; Spearman on STS-B."""
-    found: dict[str, Any] = {}
+def quality(build: Path, data: Path | None) -> dict[str, Any]:
+    """By bundle: cosine against float torch on sentences that were not used for calibration, and Spearman on STS-B.
+
+    A bundle answers as its target's CPUs do, emulated where this one would not.
+    """
+    from edgec.models.torch_model import torch_model
+
     recipe = json.loads((build / "report.json").read_text(encoding="utf-8"))["recipe"]
     shipped = Path(edgec.__file__).parent.parent / "recipes" / recipe["data"]["evaluate"]["text"]
     texts = {"recipe's evaluation sentences": [str(text) for text in read_texts(shipped)]}
-    if data is None:
-        found["note"] = "no --data: STS-B was not measured"
-    else:
+    scored: list[Any] = []
+    if data is not None:
         file = data / "stsb" / "stsb-en-dev.csv"
+        scored = list(read_rows(file, text="sentence1", text_pair="sentence2", label="score").examples)
         sentences = sorted({str(text) for text in read_texts(file, text="sentence1")})
         chosen = np.random.default_rng(SEED).choice(len(sentences), HELD_OUT, replace=False)
         texts["STS-B dev sentences"] = [sentences[index] for index in sorted(chosen)]
-        columns = {"text": "sentence1", "text_pair": "sentence2", "label": "score"}
-        found["stsb_dev_spearman"] = {
-            "fp32": evaluate(build / "baseline", file, **columns).metrics,
-            "int8": evaluate(bundle, file, **columns).metrics,
-        }
-    from edgec.models.torch_model import torch_model
-
     reference = torch_model(load_model(build / "model"))
-    with load(bundle) as candidate:
-        for name, chosen_texts in texts.items():
-            a = np.stack([one["sentence_embedding"] for one in reference.raw(chosen_texts)])
-            b = np.stack([one["sentence_embedding"] for one in candidate.raw(chosen_texts)])
-            rows = (a * b).sum(axis=1)
-            found[name] = {"n": len(rows), "mean_cosine": mean_cosine(a, b), "min_cosine": float(rows.min())}
+    found: dict[str, Any] = {} if scored else {"note": "no --data: STS-B was not measured"}
+    for folder in (build / "baseline", *sorted((build / "bundles").iterdir())):
+        print(f"quality of {folder.name}", file=sys.stderr)
+        with load_as_target(folder) as candidate:
+            one: dict[str, Any] = {}
+            if scored:
+                one["stsb_dev_spearman"] = score(candidate, scored, where="stsb-en-dev.csv")["spearman"]
+            for name, chosen_texts in texts.items():
+                a = np.stack([vectors["sentence_embedding"] for vectors in reference.raw(chosen_texts)])
+                b = np.stack([vectors["sentence_embedding"] for vectors in candidate.raw(chosen_texts)])
+                rows = (a * b).sum(axis=1)
+                one[name] = {"n": len(rows), "mean_cosine": mean_cosine(a, b), "min_cosine": float(rows.min())}
+        found[folder.name] = one
     return found
 
 
