@@ -2,8 +2,10 @@
 
     config.json, model.safetensors, tokenizer.json, tokenizer_config.json    as save_pretrained writes them
     adapter.safetensors    the tensors of the alignment adapter, where the model has one
-    edgec.json    {"edgec": 3, "spec": ModelSpec, "quantization": Quantization or null, "sparse": [NAME],
-                   "lora": settings or null, "adapter": {"window": n} or null, "history": [PassRecord],
+    seam.safetensors       the tensors between the components of a decoupled model
+    edgec.json    {"edgec": 4, "spec": ModelSpec, "quantization": Quantization or null, "sparse": [NAME],
+                   "lora": settings or null, "adapter": {"window": n} or null,
+                   "seam": {"split": n, "first": position} or null, "history": [PassRecord],
                    "files": {name: sha256}, "digest": sha256 of this file with an empty digest}
 
 The same state gives the same bytes. A reader refuses a folder of which any byte was changed. Layers have the shapes of
@@ -36,12 +38,14 @@ from edgec.nn.adapters import inject, without_adapters
 from edgec.nn.alignment import AlignmentAdapter
 from edgec.nn.parts import Part
 from edgec.nn.resize import heads_follow, take_shapes
+from edgec.nn.seam import Seam
 from edgec.state import LayerQuantization, ModelSpec, ModelState, PointQuantization, Quantization
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 BUILD_FILE: Final = "edgec.json"
 TENSOR_FILE: Final = "quantization.safetensors"
 ADAPTER_FILE: Final = "adapter.safetensors"
+SEAM_FILE: Final = "seam.safetensors"
 _AGAIN: Final = "the folder was changed or cut short: make it again with `edgec compress`"
 
 
@@ -63,6 +67,8 @@ def save_build(state: ModelState, folder: Path) -> None:
             save_file(dict(state.quantization.tensors), folder / TENSOR_FILE)
         if part.adapter is not None:
             save_tensors(part.adapter.state_dict(), folder / ADAPTER_FILE)
+        if part.seam is not None:
+            save_tensors(part.seam.state_dict(), folder / SEAM_FILE)
         contents = _describe(state, folder)
         (folder / BUILD_FILE).write_text(_canonical(contents), encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -80,6 +86,7 @@ def _describe(state: ModelState, folder: Path) -> dict[str, Any]:
         "sparse": list(state.sparse),
         "lora": None if state.lora is None else dict(state.lora),
         "adapter": _adapter_settings(state),
+        "seam": _seam_settings(state),
         "history": [dataclasses.asdict(record) for record in state.history],
         "files": {path.name: sha256((path,)) for path in sorted(folder.iterdir())},
         "digest": "",
@@ -112,6 +119,8 @@ def load_build(folder: Path, *, expected_sha256: str | None = None) -> ModelStat
     heads_follow(part)
     if contents["adapter"] is not None:
         part.attach(_adapter(contents["adapter"], folder))
+    if contents["seam"] is not None:
+        part.decouple(_seam(contents["seam"], folder))
     part.requires_grad_(True)
     return ModelState(
         parts={"encoder": part},
@@ -138,6 +147,22 @@ def _adapter(settings: dict[str, Any], folder: Path) -> AlignmentAdapter:
     adapter = AlignmentAdapter(hidden.shape[1] // window, len(output), window=window, units=len(hidden))
     adapter.load_state_dict(tensors)
     return adapter.eval()
+
+
+def _seam_settings(state: ModelState) -> dict[str, Any] | None:
+    """What its tensors do not tell."""
+    seam = state.parts["encoder"].seam
+    return None if seam is None else {"split": seam.split, "first": seam.first_position}
+
+
+def _seam(settings: dict[str, Any], folder: Path) -> Seam:
+    """The one that `save_build` wrote, as wide as its tensors."""
+    tensors = load_tensors(folder / SEAM_FILE)
+    longest, hidden = tensors["positions.weight"].shape
+    width = len(tensors["compress.weight"]) if "compress.weight" in tensors else None
+    seam = Seam(int(settings["split"]), hidden, longest, width=width, first=int(settings["first"]))
+    seam.load_state_dict(tensors)
+    return seam.eval()
 
 
 def narrow(state: ModelState, *, task: str | None, max_length: int | None, source: str) -> ModelState:

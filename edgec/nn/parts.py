@@ -11,6 +11,7 @@ from edgec.errors import ModelError
 from edgec.nn.alignment import AlignmentAdapter
 from edgec.nn.heads import defer_pooler, head_outputs
 from edgec.nn.layout import layers
+from edgec.nn.seam import Seam, apart, crossed, kept_states, together
 
 POOLINGS: Final = ("mean", "cls", "max")
 
@@ -40,6 +41,7 @@ class Part(nn.Module):
     exported graph has one Attention node a layer; only right for families whose every layer attends to all
     tokens through SDPA. input_axes and output_axes name the dynamic axes by index. Module paths below `model`
     are those of transformers. adapter: what the last hidden states go through before the head reads them, see `attach`.
+    seam: below it the two texts of a row do not see each other, see `decouple`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Part(nn.Module):
             raise ModelError(f"unknown pooling {pooling!r}", f"poolings are {', '.join(POOLINGS)}")
         self.model = model
         self.adapter: AlignmentAdapter | None = None
+        self.seam: Seam | None = None
         self.task = task
         self.boolean_mask = boolean_mask
         self.pooling = pooling
@@ -76,7 +79,7 @@ class Part(nn.Module):
         attention_mask: torch.Tensor,
         token_type_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        if self.adapter is not None:
+        if self.adapter is not None or self.seam is not None:
             return self.answer(self.aligned(input_ids, attention_mask, token_type_ids), attention_mask)
         result = self.model(**self.model_inputs(input_ids, attention_mask, token_type_ids))
         if self.task == "feature-extraction":
@@ -93,6 +96,13 @@ class Part(nn.Module):
         defer_pooler(self.model)
         self.adapter = adapter
 
+    def decouple(self, seam: Seam) -> None:
+        """Keep the two texts of a row apart below `seam`. Rows then need token_type_ids that tell them apart."""
+        defer_pooler(self.model)
+        self.seam = seam
+        self.input_names = ("input_ids", "attention_mask", "token_type_ids")
+        self.input_axes = {name: dict(_TOKEN_AXES) for name in self.input_names}
+
     def encoded(
         self,
         input_ids: torch.Tensor,
@@ -100,6 +110,11 @@ class Part(nn.Module):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The encoder's last hidden states, (batch, tokens, hidden), before an adapter."""
+        if self.seam is not None:
+            assert token_type_ids is not None
+            mask, places = apart(attention_mask, token_type_ids)
+            kept, _ = kept_states(self, input_ids, mask, token_type_ids, places)
+            return crossed(self, kept, together(attention_mask), token_type_ids)
         inputs = self.model_inputs(input_ids, attention_mask, token_type_ids)
         return self.model.base_model(**inputs).last_hidden_state
 

@@ -2,6 +2,7 @@
 
 from edgec.passes.align import Align
 from edgec.passes.base import Pass, run_pass
+from edgec.passes.decouple import Decouple
 from edgec.passes.distill import Distill
 from edgec.passes.finetune import Finetune
 from edgec.passes.fuse_adapters import FuseAdapters
@@ -12,6 +13,7 @@ from edgec.passes.trim_vocab import TrimVocab
 
 PASSES: dict[str, type] = {
     "align": Align,
+    "decouple": Decouple,
     "distill": Distill,
     "finetune": Finetune,
     "fuse-adapters": FuseAdapters,
@@ -24,6 +26,7 @@ PASSES: dict[str, type] = {
 __all__ = [
     "PASSES",
     "Align",
+    "Decouple",
     "Distill",
     "Finetune",
     "FuseAdapters",

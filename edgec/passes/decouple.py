@@ -1,0 +1,153 @@
+"""decouple: the lower layers read question and passage apart, so that those of a passage are computed once."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgec.errors import PassError, UserError
+from edgec.passes.learn import copied, fit, require_float, require_train
+from edgec.state import ModelState, PassContext, PassResult
+from edgec.training.options import MEANINGS, TrainingOptions
+
+FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra")
+"""Those with a table of positions below the first layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decouple(TrainingOptions):
+    __doc__ = f"""Decoupled transformer (ElFadeel and Peshterliev, "Decoupled Transformer for Scalable Inference in
+    Open-domain Question Answering", sections 3 and 4). Defaults are the paper's (Table 2).
+
+    split: how many of the lower layers, the input component, read the two texts apart; the layers above, the cross
+    component, read them together. compression: how many times fewer channels the kept states of a token have, by a
+    linear layer at the seam and one that undoes it (section 4); null: none. compression_steps: optimizer steps in which
+    they learn along with the model, after they were made (phase 2); null: as many as without them. distill: the weight
+    of the model that comes into the pass as a teacher, lambda; 1 - distill is that of the labels. temperature: what
+    softens its answers, T. states: the weight of the mean squared difference of the last hidden states, sigma.
+    attention: the same of what the last self-attention gives. contrastive: the weight of an in-batch loss that makes
+    the mean states of a question and its passage alike, for retrieval (section 6, future work); 0: none. max_length:
+    tokens a training row; null: the model's. {MEANINGS}"""
+
+    name: ClassVar[str] = "decouple"
+
+    split: int
+    compression: float | None = None
+    compression_steps: int | None = None
+    distill: float = 0.95
+    temperature: float = 3.0
+    states: float = 0.5
+    attention: float = 0.5
+    contrastive: float = 0.0
+    max_length: int | None = None
+    layer_decay: float = 0.95
+    clip: float = 3.0
+    epochs: float = 4.0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split < 1:
+            raise ValueError(f"split should be at least 1 layer, not {self.split}")
+        if self.compression is not None and not 1 < self.compression <= 16:
+            raise ValueError(f"compression should be above 1 and at most 16, not {self.compression}")
+        if self.compression_steps is not None and (self.compression is None or self.compression_steps < 1):
+            raise ValueError("compression_steps is for a model with compression, and at least 1")
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill should be between 0 and 1, not {self.distill}")
+        for name in ("states", "attention", "contrastive"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is a weight and should not be below 0")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature should be above 0, not {self.temperature}")
+
+    def requires_data(self, ctx: PassContext) -> None:
+        require_train(self.name, ctx)
+
+    def requires(self, state: ModelState) -> None:
+        require_float(self.name, state)
+        part: Any = state.parts["encoder"]
+        if state.lora is not None:
+            raise UserError("the model has LoRA adapters beside its weights", "merge them with fuse-adapters first")
+        if part.adapter is not None:
+            raise UserError("the model has an alignment adapter, which was made for its states", "leave align out")
+        if part.seam is not None:
+            raise UserError("the model is decoupled already", "keep one decouple pass in the recipe")
+        if state.spec.family not in FAMILIES:
+            raise UserError(
+                f"a model of the family {state.spec.family} cannot be decoupled: its positions are relative or rotary, "
+                "inside its attention, and have no table that the cross component could start from",
+                f"choose one of {', '.join(FAMILIES)}",
+            )
+        if not state.spec.pairs:
+            raise UserError(
+                f"this model for {state.spec.task} reads single texts, and there is nothing to read apart",
+                "fine-tune it on question-answering or on pairs first",
+            )
+        from edgec.nn.layout import layers
+
+        depth = len(layers(part))
+        if self.split >= depth:
+            raise UserError(
+                f"split {self.split} leaves no layer of {depth} to read both texts together",
+                f"split: 1 to {depth - 1}",
+            )
+        self.width(part.hidden_size)
+
+    def width(self, hidden: int) -> int | None:
+        """Of a kept state, in channels. Raises UserError where nothing would be left."""
+        if self.compression is None:
+            return None
+        width = round(hidden / self.compression)
+        if width < 1:
+            raise UserError(f"compression {self.compression} leaves nothing of {hidden} channels", "lower it")
+        return width
+
+    def apply(self, state: ModelState, ctx: PassContext) -> PassResult:
+        from edgec.models.decoupled import decoupled
+        from edgec.nn.layout import layers
+        from edgec.training.compression import explained, with_compression
+        from edgec.training.decoupling import Decoupling
+        from edgec.training.features import Featurizer
+        from edgec.training.objectives import Supervised
+
+        after = decoupled(copied(state), self.split)
+        part: Any = after.parts["encoder"]
+        rows = Featurizer(after, max_length=self.max_length).labelled(ctx.data.train)
+        objective = Decoupling(
+            state.parts["encoder"],
+            Supervised(multi_label=state.spec.multi_label),
+            weight=self.distill,
+            temperature=self.temperature,
+            states=self.states,
+            attention=self.attention,
+            contrastive=self.contrastive,
+        )
+        trained = fit(after, rows, objective, self.trains, ctx, label="decouple", folder="split")
+        report: dict[str, Any] = {
+            "split": f"{self.split}-{len(layers(part)) - self.split}",
+            "examples": len(ctx.data.train),
+            "width": part.hidden_size,
+            **trained.to_dict(),
+            "left_alone": {},
+        }
+        width = self.width(part.hidden_size)
+        if width is not None:
+            pad_id = int(after.tokenizer.pad_token_id or 0)
+            part.seam = with_compression(part, rows, width, pad_id=pad_id)
+            report |= {"width": width, "explained_variance": round(explained(part, rows, pad_id=pad_id), 4)}
+            steps = self.compression_steps or self.steps
+            joint = dataclasses.replace(self.trains, steps=steps)
+            report["compression"] = fit(
+                after, rows, objective, joint, ctx, label="compression", folder="compression"
+            ).to_dict()
+        return PassResult(after, report)
+
+    def ensures(self, before: ModelState, after: ModelState) -> None:
+        part: Any = after.parts["encoder"]
+        if part.seam is None or part.seam.split != self.split:
+            raise PassError("decouple left the model whole")
+        for name, tensor in part.state_dict().items():
+            if not bool(tensor.isfinite().all()):
+                raise PassError(f"the tensor {name} is not finite", "lower the learning rate")
