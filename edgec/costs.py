@@ -131,7 +131,7 @@ def measure(exporter: Exporter, target: Target, device: Device, *, say: Say = la
             forms = dataclasses.replace(target.forms, **{choice: option})  # type: ignore[arg-type]
             found = exporter.write(folder, target, forms=forms)
             # Where the model has no such operators the alternative is the default again.
-            if found.parts[0].forms != default.parts[0].forms:
+            if [part.forms for part in found.parts] != [part.forms for part in default.parts]:
                 tried.append((choice, option))
                 folders.append(folder)
         if not tried:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
+from edgec_runtime.decoupled import Components
 from edgec_runtime.manifest import Manifest, PassRecord, TargetInfo
 from edgec_runtime.notices import TruncationWarning
 
@@ -29,6 +30,7 @@ from edgec.graph.parity import (
     Outputs,
     Parity,
     ReferenceParity,
+    combined,
     float_parity,
     int8_parity,
     reference_parity,
@@ -43,16 +45,20 @@ from edgec.models.torch_model import TorchEngine, model_on, tokenizer_json
 from edgec.nn.fake_quantize import fake_quantized
 from edgec.nn.gelu import TanhGelu
 from edgec.nn.parts import Part
+from edgec.nn.seam import component, components
 from edgec.state import ModelState, Quantization
 from edgec.target import Forms, Target
 from edgec.task_rules import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edgec_runtime.engine import Engine
 
     from edgec.data.examples import Text
+
+Graphs = dict[str, ir.Model]
+"""By the names of a bundle's parts: "encoder", or "input" and "cross" (edgec.nn.seam)."""
 
 FP32: Final = "fp32"
 INT8: Final = "int8"
@@ -85,6 +91,7 @@ class Exporter:
             )
         ((self.part_name, part),) = state.parts.items()
         assert isinstance(part, Part)
+        modules = components(part)
         described = describe(
             state,
             long_text=long_text,
@@ -95,24 +102,44 @@ class Exporter:
         self.manifest = dataclasses.replace(described, name=name)
         self.state = state
         self.opset = min(opset, FAMILIES[state.spec.family].opset)
-        self.traced = trace(part, opset=self.opset, max_length=state.spec.max_length)
-        self.float_graph = prepare_float(self.traced)
-        self._lowerings: dict[bool, ir.Model] = {}
-        self._float_forms = apply_forms(self.float_graph, DEFAULT_FORMS)
+        self.traces: Graphs = {
+            name: trace(module, opset=self.opset, max_length=state.spec.max_length) for name, module in modules.items()
+        }
+        self.float_graphs: Graphs = {name: prepare_float(graph) for name, graph in self.traces.items()}
+        self._lowerings: dict[bool, Graphs] = {}
+        self._float_forms = {name: apply_forms(graph, DEFAULT_FORMS) for name, graph in self.float_graphs.items()}
         self.tokenizer = tokenizer_json(state)
         texts: tuple[Text, ...] = SAMPLE_TEXTS
         if state.spec.task == "text-classification" and self.manifest.preprocessing.pairs:
             texts = (*texts, SAMPLE_PAIR)
         self.requests = requests_for(state.spec.task, texts, mask_token=str(state.tokenizer.mask_token or ""))
-        feeds = sample_feeds(
-            part,
-            vocabulary=part.model.config.vocab_size,
-            pad_id=self.manifest.preprocessing.pad_id,
-            max_length=state.spec.max_length,
-            seed=seed,
+        self.float_parity: Parity = combined(
+            float_parity(
+                module,
+                open_graph(self.float_graphs[name]).run,
+                sample_feeds(
+                    module,
+                    vocabulary=part.model.config.vocab_size,
+                    pad_id=self.manifest.preprocessing.pad_id,
+                    max_length=state.spec.max_length,
+                    seed=seed,
+                ),
+            )
+            for name, module in modules.items()
         )
-        self.float_parity: Parity = float_parity(part, open_graph(self.float_graph).run, feeds)
         self._rounded: tuple[bool, Part] | None = None
+
+    @property
+    def traced(self) -> ir.Model:
+        """The trace of a model that is one graph."""
+        (graph,) = self.traces.values()
+        return graph
+
+    @property
+    def float_graph(self) -> ir.Model:
+        """The float graph of a model that is one graph."""
+        (graph,) = self.float_graphs.values()
+        return graph
 
     def write(
         self,
@@ -133,30 +160,45 @@ class Exporter:
         """
         quantization = None if precision == FP32 else self.state.quantization
         parity: dict[str, Any] = {"float_against_torch": self.float_parity.to_dict()}
-        graph, made = self.float_graph, self._float_forms
+        graphs, made = self.float_graphs, self._float_forms
         if quantization is not None:
-            graph = self._lowered(quantization, target)
-            made = apply_forms(graph, forms or target.forms)
-            answers = self.answers(_opened(graph, target))
+            graphs = self._lowered(quantization, target)
+            made = {name: apply_forms(graph, forms or target.forms) for name, graph in graphs.items()}
+            answers = self.answers(_together({name: _opened(graph, target) for name, graph in graphs.items()}))
             # First whether the graph is what was decided: only then is the decision to blame for what it costs.
             found = self.against_reference(
-                graph,
+                graphs,
                 answers,
                 quantization,
                 target,
-                tanh_gelu=made.get("gelu") == "tanh",
+                tanh_gelu=any(found.get("gelu") == "tanh" for found in made.values()),
             )
             parity["int8_against_reference"] = found.to_dict()
             found_float = int8_parity(self.float_answers, answers, min_cosine=min_cosine)
             parity["int8_against_float"] = found_float.to_dict()
-        return self._write(folder, target, graph, quantization, parity, made, force=force)
+        return self._write(folder, target, graphs, quantization, parity, made, force=force)
 
-    def _lowered(self, quantization: Quantization, target: Target) -> ir.Model:
-        """A copy of the int8 graph, which is made once for all targets with the same range of weights."""
+    def _lowered(self, quantization: Quantization, target: Target) -> Graphs:
+        """Copies of the int8 graphs, which are made once for all targets with the same range of weights."""
         key = target.int8.reduce_range
         if key not in self._lowerings:
-            self._lowerings[key] = lower_int8(self.traced, quantization.of_part(self.part_name), target)
-        return self._lowerings[key].clone()
+            decided = quantization.of_part(self.part_name)
+            self._lowerings[key] = {
+                name: lower_int8(graph, self._inside(decided, name), target) for name, graph in self.traces.items()
+            }
+        return {name: graph.clone() for name, graph in self._lowerings[key].items()}
+
+    def _inside(self, decided: Quantization, name: str) -> Quantization:
+        """What of a decision about the part is about this graph of it."""
+        part = self.state.parts[self.part_name]
+
+        def cut(table: Mapping[str, Any]) -> dict[str, Any]:
+            return {path: value for path, value in table.items() if component(part, path) == name}
+
+        tensors = {
+            key: value for key, value in decided.tensors.items() if component(part, key.rpartition("/")[0]) == name
+        }
+        return dataclasses.replace(decided, layers=cut(decided.layers), points=cut(decided.points), tensors=tensors)
 
     def of(self, state: ModelState) -> Exporter:
         """This exporter for another decision about the same weights, which are not traced and compared anew."""
@@ -168,12 +210,14 @@ class Exporter:
 
     def write_plain(self, folder: Path, target: Target) -> Manifest:
         """Write the graph as torch exports it, loaded as onnxruntime does by default: what one has without edgec."""
-        return self._write(folder, target, self.traced, None, {}, {}, name=f"{self.manifest.name}-plain", plain=True)
+        name = f"{self.manifest.name}-plain"
+        return self._write(folder, target, self.traces, None, {}, {}, name=name, plain=True)
 
     def graph_facts(self) -> str:
         """A digest of what the speed of the graph depends on: operators, sizes of constants, and how layers run."""
-        operators = [node.op_type for node in self.traced.graph.all_nodes()]
-        sizes = [str(value.shape) for value in self.traced.graph.initializers.values()]
+        traced = self.traces.values()
+        operators = [node.op_type for model in traced for node in model.graph.all_nodes()]
+        sizes = [str(value.shape) for model in traced for value in model.graph.initializers.values()]
         decided = self.state.quantization or Quantization("none", {})
         layers = [
             (key, layer.scheme, layer.bits, layer.smoothing is not None, len(layer.outliers))
@@ -186,26 +230,33 @@ class Exporter:
         self,
         folder: Path,
         target: Target,
-        graph: ir.Model,
+        graphs: Graphs,
         quantization: Quantization | None,
         parity: dict[str, Any],
-        forms: dict[str, str],
+        forms: Mapping[str, dict[str, str]],
         *,
         name: str | None = None,
         plain: bool = False,
         force: bool = False,
     ) -> Manifest:
-        file = f"{self.part_name}.onnx"
         precision = FP32 if quantization is None else INT8
-        (part,) = self.manifest.parts
-        part = dataclasses.replace(part, file=file, precision=precision, forms=forms, optimize_at_load=plain)
+        parts = tuple(
+            dataclasses.replace(
+                part,
+                file=f"{part.name}.onnx",
+                precision=precision,
+                forms=forms.get(part.name, {}),
+                optimize_at_load=plain,
+            )
+            for part in self.manifest.parts
+        )
         manifest = dataclasses.replace(
             self.manifest,
             name=name or self.manifest.name,
             build_id=self.build_id,
             passes=self._passes(quantized=quantization is not None),
             target=_told(target) if precision == INT8 else TargetInfo(target.name, target.arch),
-            parts=(part,),
+            parts=parts,
             # One dynamic scale for a whole batch would let a text's answer depend on its batch-mates.
             execution=dataclasses.replace(
                 self.manifest.execution,
@@ -216,10 +267,10 @@ class Exporter:
         return write_bundle(
             folder,
             manifest,
-            graphs={file: graph},
+            graphs={f"{name}.onnx": graph for name, graph in graphs.items()},
             tokenizer=self.tokenizer,
             requests=self.requests,
-            engine=None if quantization is None else _engine(graph, target),
+            engine=None if quantization is None else _emulated(graphs, target),
             license_text=self.state.spec.license_text,
             force=force,
         )
@@ -233,7 +284,9 @@ class Exporter:
         """Names the compressed model, whatever the target: its float graph, its quantization, its tokenizer."""
         quantization = self.state.quantization
         decision = None if quantization is None else dataclasses.asdict(dataclasses.replace(quantization, tensors={}))
-        digest = hashlib.sha256(digest_graph(self.float_graph))
+        digest = hashlib.sha256()
+        for graph in self.float_graphs.values():
+            digest.update(digest_graph(graph))
         for name, tensor in sorted(quantization.tensors.items() if quantization is not None else ()):
             digest.update(name.encode() + tensor.tobytes())
         digest.update(json.dumps(decision, sort_keys=True).encode())
@@ -242,16 +295,16 @@ class Exporter:
 
     def against_reference(
         self,
-        graph: ir.Model,
+        graphs: Graphs,
         answers: Sequence[Outputs],
         quantization: Quantization,
         target: Target,
         *,
         tanh_gelu: bool = False,
     ) -> ReferenceParity:
-        """Compare an int8 graph for `target`, which gave `answers`, with torch, which rounds as decided for the model.
+        """Compare int8 graphs for `target`, which gave `answers`, with torch, which rounds as decided for the model.
 
-        tanh_gelu: the graph has that form of GELU, so torch has it too. Raises ParityError.
+        tanh_gelu: the graphs have that form of GELU, so torch has it too. Raises ParityError.
         """
         decided, reduce_range = quantization.of_part(self.part_name), target.int8.reduce_range
         if self._rounded is None or self._rounded[0] != reduce_range:
@@ -259,16 +312,24 @@ class Exporter:
             assert isinstance(part, Part)
             self._rounded = (reduce_range, fake_quantized(part, decided, reduce_range=reduce_range))
         rounded = self._rounded[1]
-        follower = Follower(graph, rounded, decided.layers, engine=partial(_opened, target=target))
+        modules = components(rounded)
+        followers = {
+            name: Follower(
+                graph, modules[name], self._inside(decided, name).layers, engine=partial(_opened, target=target)
+            )
+            for name, graph in graphs.items()
+        }
+        torch_engines = {name: TorchEngine(one, one.input_names, one.output_names) for name, one in modules.items()}
         with TanhGelu() if tanh_gelu else nullcontext():
-            self.answers(follower)
-            reference = self.answers(TorchEngine(rounded, rounded.input_names, rounded.output_names))
-        return reference_parity(reference, answers, self.float_answers, follower.agreement)
+            self.answers(_together(followers))
+            reference = self.answers(_together(torch_engines))
+        agreement = {path: found for one in followers.values() for path, found in one.agreement.items()}
+        return reference_parity(reference, answers, self.float_answers, agreement)
 
     @cached_property
     def float_answers(self) -> Sequence[Outputs]:
-        """Of the float graph."""
-        return self.answers(open_graph(self.float_graph))
+        """Of the float graphs."""
+        return self.answers(_together({name: open_graph(graph) for name, graph in self.float_graphs.items()}))
 
     def answers(self, engine: Engine) -> Sequence[Outputs]:
         """Of any form of this model, to the requests of the golden vectors, one unpadded row at a time."""
@@ -278,15 +339,21 @@ class Exporter:
             return model_on(engine, self.manifest, self.tokenizer).raw(self.requests)
 
 
+def _together(engines: Mapping[str, Engine]) -> Engine:
+    """One engine of the model whose graphs these run."""
+    return next(iter(engines.values())) if len(engines) == 1 else Components(engines["input"], engines["cross"])
+
+
 def _opened(graph: ir.Model, target: Target) -> Engine:
     """One that answers as the CPUs of `target` do."""
-    return _engine(graph, target) or open_graph(graph)
+    kind = foreign_kind(_told(target))
+    return open_graph(graph) if kind is None else emulate(graph, kind)
 
 
-def _engine(graph: ir.Model, target: Target) -> Engine | None:
+def _emulated(graphs: Graphs, target: Target) -> Engine | None:
     """One that answers as the CPUs of `target` do, where this one would not; None where it would."""
     kind = foreign_kind(_told(target))
-    return None if kind is None else emulate(graph, kind)
+    return None if kind is None else _together({name: emulate(graph, kind) for name, graph in graphs.items()})
 
 
 def _told(target: Target) -> TargetInfo:

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 from edgec_runtime import golden, integrity, loading
+from edgec_runtime.decoupled import CROSS, INPUT
 from edgec_runtime.manifest import Manifest
 
+from edgec.auditing.components import QUESTION_SHARE, Components, count
 from edgec.auditing.graph import FloatNode, GraphAudit, LayerMacs, OperatorRow, audit_graph
 from edgec.auditing.islands import Island
 from edgec.auditing.macs import Macs
@@ -24,6 +26,7 @@ from edgec.state import Progress, no_progress
 
 __all__ = [
     "Audit",
+    "Components",
     "FloatNode",
     "GraphAudit",
     "Island",
@@ -44,7 +47,8 @@ DEFAULT_TOKENS: Final = 128
 class Audit:
     """The audit of a bundle: one GraphAudit a part, for one row of `tokens` tokens.
 
-    int8_share: over all parts.
+    int8_share: over all parts. components: of a decoupled model, what it saves; its part `input` is audited on the
+    question's tokens.
     """
 
     name: str
@@ -52,34 +56,52 @@ class Audit:
     tokens: int
     int8_share: float
     parts: dict[str, GraphAudit]
+    components: Components | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
 
     def summary(self) -> dict[str, Any]:
-        """What report.json keeps of the audit of a bundle with one part: shares, layers, operators."""
-        (part,) = self.parts.values()
-        return {
-            "int8_share": part.int8_share,
-            "float_share": part.float_share,
-            "weight_only_share": part.weight_only_share,
-            "layers": [asdict(layer) for layer in part.layers],
-            "operators": [
-                {"op": row.op, "count": row.count, "share": row.share, "time_share": row.time_share}
-                for row in part.operators
-            ],
+        """What report.json keeps of the audit of a bundle: shares, layers, operators."""
+        every = self.parts.values()
+        total = sum((part.macs for part in every), Macs())
+        time = sum(part.milliseconds for part in every)
+
+        def share(macs: int) -> float:
+            return macs / total.total if total.total else 0.0
+
+        operators: dict[str, dict[str, Any]] = {}
+        for part in every:
+            for row in part.operators:
+                found = operators.setdefault(row.op, {"op": row.op, "count": 0, "share": 0.0, "time_share": 0.0})
+                found["count"] += row.count
+                found["share"] += share(row.macs.total)
+                found["time_share"] += row.time_share * part.milliseconds / time if time else 0.0
+        summary = {
+            "int8_share": share(total.int8),
+            "float_share": share(total.float),
+            "weight_only_share": share(total.weight_only),
+            "layers": [asdict(layer) for part in every for layer in part.layers],
+            "operators": list(operators.values()),
         }
+        return summary if self.components is None else {**summary, "components": asdict(self.components)}
 
 
 def audit(
-    bundle: str | Path, *, tokens: int | None = None, threads: int = 1, progress: Progress = no_progress
+    bundle: str | Path,
+    *,
+    tokens: int | None = None,
+    question_tokens: int | None = None,
+    threads: int = 1,
+    progress: Progress = no_progress,
 ) -> Audit:
     """Run every part of `bundle` under onnxruntime's profiler and count its multiply-accumulates.
 
     tokens: of the row that is run, filled with the ids of the golden vectors; default 128, or the bundle's
-    max_length where that is less. Raises UserError for a number of tokens that the bundle does not take, and
-    BundleError for a bundle that the runtime refuses.
+    max_length where that is less. question_tokens: how many of them are the question's, of a decoupled model; default
+    an eighth. Raises UserError for a number of tokens that the bundle does not take, and BundleError for a bundle that
+    the runtime refuses.
     """
     folder = Path(bundle)
     manifest = integrity.read_manifest(folder)
@@ -92,21 +114,40 @@ def audit(
     ids = np.resize(np.concatenate(golden.read(folder / manifest.golden.file).ids), tokens)
     # Every part, before the first is given to onnxruntime.
     graphs = [loading.check_graph(folder, manifest, part) for part in manifest.parts]
-    parts = {}
-    step = progress("audit", len(manifest.parts))
-    for done, (part, graph) in enumerate(zip(manifest.parts, graphs, strict=True), 1):
-        parts[part.name] = audit_graph(
+    files = {part.name: (part, graph) for part, graph in zip(manifest.parts, graphs, strict=True)}
+
+    def run(name: str, length: int) -> GraphAudit:
+        part, graph = files[name]
+        return audit_graph(
             graph,
-            row_feeds(part, ids),
+            row_feeds(part, np.resize(ids, length)),
             left_alone=_left_alone(manifest, part.name),
             quantized=part.precision == "int8",
             part=part,
             threads=threads,
         )
+
+    question = _question_tokens(question_tokens, tokens, len(files) > 1, folder)
+    parts = {}
+    step = progress("audit", len(files))
+    for done, name in enumerate(files, 1):
+        parts[name] = run(name, question if name == INPUT else tokens)
         step(done)
+    components = count(run, question, tokens) if len(files) > 1 else None
     total = sum((part.macs for part in parts.values()), Macs())
     share = total.int8 / total.total if total.total else 0.0
-    return Audit(manifest.name, manifest.target.name, tokens, share, parts)
+    return Audit(manifest.name, manifest.target.name, tokens, share, parts, components)
+
+
+def _question_tokens(asked: int | None, tokens: int, decoupled: bool, folder: Path) -> int:
+    if not decoupled:
+        if asked is not None:
+            raise UserError(f"{folder} is not decoupled: it has no question of its own", "leave --question-tokens out")
+        return tokens
+    found = max(1, tokens // QUESTION_SHARE) if asked is None else asked
+    if not 0 < found < tokens:
+        raise UserError(f"{found} of {tokens} tokens cannot be the question's", "give a smaller --question-tokens")
+    return found
 
 
 def _left_alone(manifest: Manifest, part: str) -> dict[str, str]:
@@ -115,6 +156,7 @@ def _left_alone(manifest: Manifest, part: str) -> dict[str, str]:
     for record in manifest.passes:
         for layer, reason in record.report.get("left_alone", {}).items():
             owner, _, path = str(layer).rpartition(":")
-            if owner in ("", part):
+            # A decoupled model is one part to the passes, and two graphs.
+            if owner in ("", part) or part in (INPUT, CROSS):
                 reasons[path] = str(reason)
     return reasons

@@ -18,12 +18,16 @@ def row_feeds(
 
     type_ids: (tokens,), all 0 by default. Raises UserError for an input that is made of something else.
     """
-    rows = {
+    rows: dict[str, npt.NDArray[Any]] = {
         "input_ids": ids,
         "attention_mask": np.ones_like(ids),
         "token_type_ids": np.zeros_like(ids) if type_ids is None else type_ids,
     }
     for tensor in part.inputs:
+        if tensor.name == "states":
+            # What they are changes no shape: a row of a normal law, the same every time.
+            shape = len(ids), int(tensor.shape[-1])
+            rows["states"] = np.random.default_rng(0).standard_normal(shape, np.float32)
         if tensor.name not in rows:
             raise UserError(
                 f"part {part.name!r} takes the input {tensor.name!r}, which the audit cannot make",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,9 +52,13 @@ def tensor_errors(bundle: str | Path, baseline: str | Path, *, progress: Progres
     left to compare, and BundleError for a bundle that the runtime refuses.
     """
     rows = _golden_rows(Path(bundle))
-    reference, candidate = _Graph.read(Path(baseline)), _Graph.read(Path(bundle))
-    expect, got = reference.engine(candidate.outputs), candidate.engine(reference.outputs)
-    sums = {module: _Sums() for module in expect.modules if module in got.modules}
+    references, candidates = _Graph.read_all(Path(baseline)), _Graph.read_all(Path(bundle))
+    if len(references) != len(candidates):
+        raise UserError(f"{bundle} and {baseline} are not made of the same parts", "compare bundles of one model")
+    pairs = list(zip(references, candidates, strict=True))
+    expect = _TappedModel([one.engine(other.outputs) for one, other in pairs])
+    got = _TappedModel([other.engine(one.outputs) for one, other in pairs])
+    sums = {module: _Sums() for part in expect.parts for module in part.modules if module in got.modules}
     done = progress("compare tensors", len(rows))
     for number, row in enumerate(rows, 1):
         # All tensors of one row are in memory at a time, never those of two.
@@ -102,11 +106,14 @@ class _Graph:
     outputs: dict[str, ir.Value]
 
     @classmethod
-    def read(cls, folder: Path) -> _Graph:
+    def read_all(cls, folder: Path) -> list[_Graph]:
+        """Of every part of a bundle."""
         manifest = integrity.read_manifest(folder)
         integrity.verify_files(folder, manifest)
-        part = manifest.parts[0]
-        path = loading.check_graph(folder, manifest, part)
+        return [cls.read(part, loading.check_graph(folder, manifest, part)) for part in manifest.parts]
+
+    @classmethod
+    def read(cls, part: Part, path: Path) -> _Graph:
         model = ir.load(path)
         outputs: dict[str, ir.Value] = {}
         for node in model.graph:
@@ -138,9 +145,36 @@ class _Tapped:
     part: Part
     modules: dict[str, str]
 
+    def run(self, row: Row, states: npt.NDArray[Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(outputs by module, outputs of the graph). states: (1, tokens, width), of a part that reads those."""
+        feeds = row_feeds(self.part, row.ids, row.type_ids)
+        values = self.session.run(feeds if states is None else {**feeds, "states": states})
+        return {module: values[name] for module, name in self.modules.items()}, values
+
+
+@dataclass(frozen=True)
+class _TappedModel:
+    """All graphs of a model: one, or the two components of a decoupled one."""
+
+    parts: list[_Tapped]
+
+    @property
+    def modules(self) -> set[str]:
+        return {module for part in self.parts for module in part.modules}
+
     def run(self, row: Row) -> dict[str, npt.NDArray[Any]]:
-        values = self.session.run(row_feeds(self.part, row.ids, row.type_ids))
-        return {module: values[name] for module, name in self.modules.items()}
+        """Each module's output on a row. Below the seam, that on the first text and that on the second, joined."""
+        if len(self.parts) == 1:
+            return self.parts[0].run(row)[0]
+        below, cross = self.parts
+        sides = [replace(row, ids=row.ids[row.type_ids == n], type_ids=row.type_ids[row.type_ids == n]) for n in (0, 1)]
+        runs = [below.run(side) for side in sides if len(side.ids)]
+        states = np.concatenate([values["states"] for _, values in runs], axis=1)
+        found = {
+            module: np.concatenate([values[module].reshape(-1, values[module].shape[-1]) for values, _ in runs])
+            for module in below.modules
+        }
+        return {**found, **cross.run(row, states)[0]}
 
 
 @dataclass

@@ -13,7 +13,7 @@ from edgec.cli import console
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgec.auditing import GraphAudit, TensorError
+    from edgec.auditing import Components, GraphAudit, TensorError
 
 WORST: Final = 10
 """How many modules the table of tensor errors shows; --json has all."""
@@ -23,6 +23,12 @@ def audit(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")],
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, help="Tokens of the row that is run; default 128.")
+    ] = None,
+    question_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--question-tokens", min=1, help="Of these, a decoupled model's question; default 1/8."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that onnxruntime may use.")] = 1,
     against: Annotated[
@@ -45,11 +51,15 @@ def audit(
     from edgec.auditing import tensor_errors
 
     against = against or _baseline(bundle)
-    report = run_audit(bundle, tokens=tokens, threads=threads, progress=console.progress)
+    report = run_audit(
+        bundle, tokens=tokens, question_tokens=question_tokens, threads=threads, progress=console.progress
+    )
     errors = None if against is None else tensor_errors(bundle, against, progress=console.progress)
     if str(json) != "-":
         for name, part in report.parts.items():
             _show(f"{report.name} for {report.target}, part {name}, {report.tokens} tokens", part)
+        if report.components is not None:
+            _show_components(report.components)
         if errors is not None:
             _show_errors(f"tensor error against {against}", errors)
     if json is not None:
@@ -124,6 +134,22 @@ def _show(title: str, part: GraphAudit) -> None:
         )
     if part.uncounted:
         console.info(f"not counted, because edgec has no rule for them: {', '.join(part.uncounted)}")
+
+
+def _show_components(found: Components) -> None:
+    """What one question costs where its passage is kept, against a model that reads both with every layer."""
+    rows = [
+        ("question, input component", found.question_tokens, found.question),
+        ("passage, input component, once", found.passage_tokens, found.passage),
+        ("both, cross component", found.question_tokens + found.passage_tokens, found.cross),
+        ("both, all layers: not decoupled", found.question_tokens + found.passage_tokens, found.standard),
+    ]
+    console.table(
+        f"a question costs {_percent(found.answer_ratio)} of what it did; the cross component alone "
+        f"{_percent(found.cross_ratio)}",
+        ["component", "tokens", "million MACs", "share"],
+        [[name, str(tokens), _millions(macs), _percent(macs / found.standard)] for name, tokens, macs in rows],
+    )
 
 
 def _millions(macs: int) -> str:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgec_runtime import cpu, integrity, load
+from edgec_runtime import cpu, load
 from edgec_runtime.manifest import TargetInfo
 from edgec_runtime.notices import BundleWarning
 
-from .graph import emulate
 from .kinds import Kind
+from .model import emulated
 
 if TYPE_CHECKING:
     from edgec_runtime.loading import Model
@@ -47,5 +47,5 @@ def load_as_target(bundle: Path) -> Iterator[Model]:
     with model:
         kind = foreign_kind(model.manifest.target)
         if kind is not None and any(part.precision == "int8" for part in model.manifest.parts):
-            model.runner.engine = emulate(integrity.locate(bundle, model.runner.part.file), kind)
+            model.runner.engine = emulated(model, bundle, kind)
         yield model

@@ -14,8 +14,9 @@ from edgec_runtime.check import compare
 from edgec_runtime.manifest import Golden
 from edgec_runtime.notices import BundleWarning, TruncationWarning
 
-from .graph import Pairs, emulate
+from .graph import Pairs
 from .kinds import KINDS, Kind
+from .model import emulated
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def spread(bundle: Path, kinds: Sequence[Kind] = KINDS, *, threads: int | None =
             manifest = model.manifest
             vectors = golden.read(integrity.locate(bundle, manifest.golden.file))
             for kind in dict.fromkeys(kinds):
-                engine = emulate(integrity.locate(bundle, model.runner.part.file), kind)
+                engine = emulated(model, bundle, kind)
                 # Kinds that lose nothing all answer the same.
                 if engine.pairs or exact is None:
                     model.runner.engine = engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,8 +13,6 @@ import torch
 from edgec.errors import ParityError
 
 if TYPE_CHECKING:
-    from edgec.nn.parts import Part
-
     from .follow import Agreement
 
 FLOAT_MAX_ABS: Final = 1e-4
@@ -43,7 +41,7 @@ NOISE_FLOOR: Final = 1e-3
 LONGEST_ROW: Final = 1024
 """Tokens of the longest sample row. Attention is quadratic: a row of 8192 tokens would take many GB in torch."""
 
-Feeds = dict[str, npt.NDArray[np.int32]]
+Feeds = dict[str, npt.NDArray[Any]]
 Outputs = Mapping[str, npt.NDArray[np.float32]]
 
 
@@ -74,9 +72,10 @@ class ReferenceParity(Parity):
     worst_share: float
 
 
-def sample_feeds(part: Part, *, vocabulary: int, pad_id: int, max_length: int, seed: int = 0) -> list[Feeds]:
+def sample_feeds(part: Any, *, vocabulary: int, pad_id: int, max_length: int, seed: int = 0) -> list[Feeds]:
     """Rows of random ids: three padded ones, one alone, one of a single token, one of the full length.
 
+    A component that reads states (edgec.nn.seam) gets random ones.
     The full length is max_length, but at most LONGEST_ROW. The padded rows are pairs to a model that tells the two
     texts of a pair apart: the second half of their tokens has type 1.
     """
@@ -90,7 +89,10 @@ def sample_feeds(part: Part, *, vocabulary: int, pad_id: int, max_length: int, s
         for row in range(1, batch):
             mask[row, max(1, tokens // (row + 1)) :] = 0
         ids[mask == 0] = pad_id
-        feed = {"input_ids": ids, "attention_mask": mask}
+        feed: Feeds = {"input_ids": ids, "attention_mask": mask}
+        if "states" in part.input_names:
+            width = part.seam.width
+            feed = {"states": rng.standard_normal((batch, tokens, width), np.float32), "attention_mask": mask}
         if "token_type_ids" in part.input_names:
             types = np.zeros((batch, tokens), np.int32)
             if batch > 1:
@@ -102,7 +104,7 @@ def sample_feeds(part: Part, *, vocabulary: int, pad_id: int, max_length: int, s
 
 
 def float_parity(
-    part: Part, run: Callable[[Feeds], Outputs], feeds: Sequence[Feeds], *, limit: float = FLOAT_MAX_ABS
+    part: Any, run: Callable[[Feeds], Outputs], feeds: Sequence[Feeds], *, limit: float = FLOAT_MAX_ABS
 ) -> Parity:
     """Compare a float graph (`run`) with the torch module it was traced from; padded positions do not count.
 
@@ -128,6 +130,15 @@ def float_parity(
             "try another `export.opset` (18 or 23); the model may compute in another precision than float32",
         )
     return parity
+
+
+def combined(found: Iterable[Parity]) -> Parity:
+    """Of all graphs of a model: the worst figures, and the mean over all rows."""
+    every = list(found)
+    compared = sum(one.compared for one in every)
+    worst = max(every, key=lambda one: one.max_abs)
+    mean = sum(one.mean_cosine * one.compared for one in every) / compared
+    return Parity(worst.max_abs, mean, min(one.min_cosine for one in every), worst.worst, compared)
 
 
 def int8_parity(

@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 import torch
@@ -26,14 +26,15 @@ MODULE_KEY = "edgec.module"
 def trace(part: Part, *, opset: int, max_length: int) -> ir.Model:
     """Export `part` with dynamic batch and tokens.
 
-    part: inputs int32 (batch, tokens). opset: ONNX opset of the graph. max_length: the most tokens of a row.
+    part: a Part or a component of one (edgec.nn.seam); inputs int32 (batch, tokens), `states` float32 (batch, tokens,
+    width). opset: ONNX opset of the graph. max_length: the most tokens of a row.
     Returns a float model; node names are "module/path/OpType", the exporter's own metadata (which holds source paths
     of the exporting machine) is gone. Raises ModelError where torch cannot export the model.
     """
     names = part.input_names
     # Two rows, one padded: sizes 0 and 1 would be specialised to constants.
     tokens = min(16, max_length)
-    example = tuple(_example(name, tokens) for name in names)
+    example = tuple(_example(part, name, tokens) for name in names)
     axes = {
         0: torch.export.Dim("batch", min=1, max=1 << 16),
         1: torch.export.Dim("tokens", min=1, max=max_length),
@@ -61,7 +62,9 @@ def trace(part: Part, *, opset: int, max_length: int) -> ir.Model:
     return model
 
 
-def _example(name: str, tokens: int) -> torch.Tensor:
+def _example(part: Any, name: str, tokens: int) -> torch.Tensor:
+    if name == "states":
+        return torch.zeros(2, tokens, part.seam.width)
     if name == "attention_mask":
         mask = torch.ones(2, tokens, dtype=torch.int32)
         mask[1, tokens // 2 :] = 0

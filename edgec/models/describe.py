@@ -18,6 +18,7 @@ from edgec_runtime.manifest import (
     TensorInfo,
 )
 
+from edgec.nn.seam import components
 from edgec.state import ModelState
 from edgec.task_rules import MAX_ANSWER_TOKENS, WINDOWED, check_export
 
@@ -46,7 +47,7 @@ def describe(
         null_answers=null_answers,
         max_answer_tokens=max_answer_tokens,
     )
-    ((name, module),) = state.parts.items()
+    (module,) = state.parts.values()
     if long_text is None:
         long_text = "window" if spec.task in WINDOWED else "truncate"
     windows = long_text == "window"
@@ -57,7 +58,7 @@ def describe(
         task=spec.task,
         family=spec.family,
         target=TargetInfo("torch", ""),
-        parts=(_part(name, state, module),),
+        parts=tuple(_part(name, state, one) for name, one in components(module).items()),
         files=(),
         preprocessing=Preprocessing(
             tokenizer="tokenizer.json",
@@ -79,15 +80,15 @@ def describe(
 
 def _part(name: str, state: ModelState, module: Any) -> Part:
     """The inputs and outputs with their dynamic axes by name, and the size of a row of outputs."""
-    config = module.model.config
-    labels = state.spec.labels or ()
-    size = {
-        "feature-extraction": (module.hidden_size,),
-        "text-classification": (len(labels),),
-        "token-classification": (len(labels),),
-        "question-answering": (),
-        "fill-mask": (config.vocab_size,),
-    }[state.spec.task]
+    (part,) = state.parts.values()
+    labels = len(state.spec.labels or ())
+    size: dict[str, tuple[int, ...]] = {
+        "sentence_embedding": (part.hidden_size,),
+        "embedding": (part.hidden_size,),
+        "logits": (part.model.config.vocab_size if state.spec.task == "fill-mask" else labels,),
+    }
+    if part.seam is not None:
+        size["states"] = (part.seam.width,)
 
     def tensor(name: str, dtype: str, axes: Mapping[int, str], *size: int) -> TensorInfo:
         return TensorInfo(name, dtype, (*(axes[axis] for axis in sorted(axes)), *size))
@@ -96,8 +97,13 @@ def _part(name: str, state: ModelState, module: Any) -> Part:
         name=name,
         file="",
         precision="fp32",
-        inputs=tuple(tensor(n, "int32", module.input_axes[n]) for n in module.input_names),
-        outputs=tuple(tensor(n, "float32", module.output_axes[n], *size) for n in module.output_names),
+        inputs=tuple(
+            tensor(
+                n, "float32" if n == "states" else "int32", module.input_axes[n], *(size[n] if n == "states" else ())
+            )
+            for n in module.input_names
+        ),
+        outputs=tuple(tensor(n, "float32", module.output_axes[n], *size.get(n, ())) for n in module.output_names),
     )
 
 

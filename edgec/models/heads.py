@@ -72,6 +72,8 @@ def moved(keys: Iterable[str], before: Part, after: Part) -> dict[str, str]:
 def _new(part: Part, spec: Any, seed: int) -> Part:
     if part.adapter is not None:
         raise UserError("the model has an alignment adapter, which was made for its head", "train the head before")
+    if part.seam is not None:
+        raise UserError("the model is decoupled, and was trained for its head", "train the head before decouple")
     config = copy.deepcopy(part.model.config)
     config.problem_type = "multi_label_classification" if spec.multi_label else None
     if spec.labels is not None:

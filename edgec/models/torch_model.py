@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy.typing as npt
 import torch
+from edgec_runtime.decoupled import whole
 from edgec_runtime.engine import Engine
 from edgec_runtime.manifest import Manifest
 from edgec_runtime.runner import Runner
@@ -50,17 +51,16 @@ def torch_model(state: ModelState, manifest: Manifest | None = None, *, schedule
     """
     (module,) = state.parts.values()
     manifest = manifest or describe(state)
-    (part,) = manifest.parts
+    part = whole(manifest.parts)
     engine = TorchEngine(module, tuple(t.name for t in part.inputs), tuple(t.name for t in part.outputs))
     return model_on(engine, manifest, tokenizer_json(state), schedule=schedule)
 
 
 def model_on(engine: Engine, manifest: Manifest, tokenizer: bytes, *, schedule: str = "streams") -> Model:
     """Any engine behind the interface of a bundle: a graph that is in no folder yet, a torch module."""
-    (part,) = manifest.parts
     runner = Runner(
         engine,
-        part,
+        whole(manifest.parts),
         schedule=schedule,
         threads=1,
         batch_size=manifest.execution.batch_size,

@@ -55,8 +55,17 @@ class Seam(nn.Module):
         return self.decompress(kept) + self.positions(places)[None] + self.segments(token_type_ids)
 
 
+def components(part: Any) -> dict[str, Any]:
+    """The graphs of a part, by name: the part itself as "encoder", or the two components of a decoupled one."""
+    if part.seam is None:
+        return {"encoder": part}
+    return {"input": InputComponent(part), "cross": CrossComponent(part)}
+
+
 def component(part: Any, path: str) -> str:
-    """ "input" or "cross": which component the module of this path belongs to."""
+    """Which of `components` the module of this path belongs to."""
+    if part.seam is None:
+        return "encoder"
     seam, stack = part.seam, layers(part)
     if any(path == layer.path or path.startswith(f"{layer.path}.") for layer in stack):
         below = any(path == layer.path or path.startswith(f"{layer.path}.") for layer in stack[: seam.split])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 from edgec.errors import DataError, PassError, UserError
-from edgec.passes.learn import require_train
+from edgec.passes.learn import require_train, require_whole
 from edgec.passes.supervised import MEANINGS, SupervisedOptions
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import TrainingOptions
@@ -93,6 +93,7 @@ class Align(SupervisedOptions):
             require_train(self.name, ctx)
 
     def requires(self, state: ModelState) -> None:
+        require_whole(self.name, state)
         task = self.task or state.spec.task
         if task == "fill-mask":
             raise UserError("a model for fill-mask takes no alignment adapter", "name the task to align it for")

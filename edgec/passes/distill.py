@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgec.data.examples import Example, Labelled, Question, Tagged, Text
 from edgec.errors import DataError, PassError, UserError
-from edgec.passes.learn import copied, fit, require_float, require_train
+from edgec.passes.learn import copied, fit, require_float, require_train, require_whole
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import MEANINGS, TrainingOptions
 
@@ -100,6 +100,7 @@ class Distill(TrainingOptions):
             raise DataError(f"{self.name} needs texts to learn from", "give data.unlabelled in the recipe")
 
     def requires(self, state: ModelState) -> None:
+        require_whole(self.name, state)
         require_float(self.name, state)
         if state.lora is not None:
             raise UserError("the model has LoRA adapters beside its weights", "merge them with fuse-adapters first")

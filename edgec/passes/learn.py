@@ -31,6 +31,14 @@ def require_float(name: str, state: ModelState) -> None:
         )
 
 
+def require_whole(name: str, state: ModelState) -> None:
+    """Raises UserError where the model is decoupled, and its layers are no stack any more."""
+    if getattr(state.parts["encoder"], "seam", None) is not None:
+        raise UserError(
+            f"the model is decoupled, and {name} works on a whole one", f"put {name} before decouple in the recipe"
+        )
+
+
 def fit(
     state: ModelState,
     rows: Sequence[TrainingRow],

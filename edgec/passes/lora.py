@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgec.errors import PassError, UserError
-from edgec.passes.learn import fit, require_float, require_train
+from edgec.passes.learn import fit, require_float, require_train, require_whole
 from edgec.passes.supervised import MEANINGS, SupervisedOptions, lesson
 from edgec.state import ModelState, PassContext, PassResult
 
@@ -48,6 +48,7 @@ class Lora(SupervisedOptions):
         require_train(self.name, ctx)
 
     def requires(self, state: ModelState) -> None:
+        require_whole(self.name, state)
         require_float(self.name, state)
         if state.lora is not None:
             raise UserError("the model has LoRA adapters already", "merge them with fuse-adapters first")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
 
 from edgec.data.examples import Example, Question, Tagged
 from edgec.errors import DataError, PassError, UserError
-from edgec.passes.learn import copied
+from edgec.passes.learn import copied, require_whole
 from edgec.state import ModelState, PassContext, PassResult
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class Prune:
         from edgec.nn.layout import layers
         from edgec.passes.prune_structure import bound_to_first
 
+        require_whole(self.name, state)
         if state.quantization is not None:
             raise UserError(
                 "prune changes float weights, and the model is quantized already", "put prune before quantize"

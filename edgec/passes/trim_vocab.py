@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgec.data.examples import Labelled, Question, Tagged, Text
 from edgec.errors import DataError, PassError, UserError
 from edgec.passes.coverage import chunks, coverage
-from edgec.passes.learn import copied
+from edgec.passes.learn import copied, require_whole
 from edgec.state import ModelState, PassContext, PassResult
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class TrimVocab:
             )
 
     def requires(self, state: ModelState) -> None:
+        require_whole(self.name, state)
         if state.quantization is not None:
             raise UserError(
                 "the model is quantized, and its embeddings with it", f"put {self.name} before quantize in the recipe"

@@ -15,6 +15,7 @@ from .schedule import choose
 from .tokenizer_file import open_tokenizer
 
 if TYPE_CHECKING:
+    from .engine import Engine, OnnxRuntimeEngine
     from .tasks.answer import Reader
     from .tasks.classify import Classifier
     from .tasks.embed import EmbeddingModel
@@ -48,30 +49,27 @@ def assemble(
     that the golden vectors of a bundle in the making can be computed by the code that will replay them."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
-    if len(manifest.parts) != 1:
-        raise PartMissing(
-            f"{folder} has {len(manifest.parts)} parts; {manifest.task} runs on exactly one",
-            "export the bundle again",
-        )
-    part = manifest.parts[0]
+    if len(manifest.parts) == 1:
+        part = manifest.parts[0]
+    else:
+        from .decoupled import whole
+
+        part = whole(manifest.parts, str(folder))
     cpu.warn_if_unfit(manifest.target, cpu.architecture(), cpu.features())
 
     # Hashing does not hold the interpreter, so it goes on while numpy and onnxruntime, the larger half of a cold
     # start, are being imported.
     verification = Background(lambda: integrity.verify_files(folder, manifest) if verify else [])
-    from .engine import OnnxRuntimeEngine
+    from . import engine as _imported  # noqa: F401
 
     chosen = choose(part, manifest.execution, schedule)
     stamps = verification.result()
-    model = check_graph(folder, manifest, part)
+    graphs = [(one, check_graph(folder, manifest, one)) for one in manifest.parts]
     threads = threads or cpu.usable_cpus()
     # Nor does onnxruntime, for most of the time that it takes to open a session: what is left of the imports, and the
     # tokenizer, take that time.
-    opening = Background(
-        lambda: OnnxRuntimeEngine(
-            model, threads=1 if chosen == "streams" else threads, name=part.name, optimize=part.optimize_at_load
-        )
-    )
+    each = 1 if chosen == "streams" else threads
+    opening = Background(lambda: _together([_opened(one, graph, each) for one, graph in graphs]))
     try:
         opening.let_begin()
         from .runner import Runner
@@ -85,7 +83,6 @@ def assemble(
     # What was read above is what was verified, unless somebody put another file in its place in between.
     for stamp in stamps:
         stamp.require_unchanged()
-    engine.require_fits(part)
     runner = Runner(
         engine,
         part,
@@ -95,6 +92,27 @@ def assemble(
         pad_id=manifest.preprocessing.pad_id,
     )
     return _task(manifest.task)(manifest, Encoder(tokenizer, manifest.preprocessing), runner)
+
+
+def opened(folder: Path, manifest: Manifest, threads: int) -> Engine:
+    """The graphs of a verified bundle as one engine. Raises what `load` raises for a graph."""
+    return _together([_opened(part, check_graph(folder, manifest, part), threads) for part in manifest.parts])
+
+
+def _together(engines: list[OnnxRuntimeEngine]) -> Engine:
+    if len(engines) == 1:
+        return engines[0]
+    from .decoupled import Components
+
+    return Components(*engines)
+
+
+def _opened(part: Part, graph: Path, threads: int) -> OnnxRuntimeEngine:
+    from .engine import OnnxRuntimeEngine
+
+    engine = OnnxRuntimeEngine(graph, threads=threads, name=part.name, optimize=part.optimize_at_load)
+    engine.require_fits(part)
+    return engine
 
 
 def _task(name: str) -> type[Model]:

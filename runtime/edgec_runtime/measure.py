@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import fresh, golden, load, statistics
-from .engine import Engine, OnnxRuntimeEngine
+from .engine import Engine
 from .errors import TaskMismatch
+from .loading import opened
 from .manifest import Manifest, Part
 from .notices import BundleWarning
 from .rounds import Series, interleave
@@ -53,9 +54,7 @@ class Contender:
         warnings.extend(f"{model.manifest.name}: {one.message}" for one in caught)
         runner, engine = model.runner, model.runner.engine
         if runner.schedule != "batches" and threads > 1:  # a bundle that never runs in batches
-            engine = OnnxRuntimeEngine(
-                path / runner.part.file, threads=threads, name=runner.part.name, optimize=runner.part.optimize_at_load
-            )
+            engine = opened(path, model.manifest, threads)
         vocabulary = model.encoder.tokenizer.get_vocab_size()
         return cls(path.resolve(), model.manifest, runner.part, engine, vocabulary)
 
@@ -84,8 +83,10 @@ def shape(
 
 
 def feeds(part: Part, ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Inputs of a part for ids of shape (batch, tokens), every token a real one."""
-    values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    """Inputs of a part for ids of shape (batch, tokens), every token a real one, the first eighth the first text."""
+    types = np.zeros_like(ids)
+    types[:, max(1, ids.shape[1] // 8) :] = 1
+    values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
     return {tensor.name: values[tensor.name].astype(tensor.dtype) for tensor in part.inputs}
 
 

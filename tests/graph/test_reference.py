@@ -146,7 +146,7 @@ def _compared(
     graph = lower_int8(exporter.traced, decision, target)
     tanh = apply_forms(graph, forms).get("gelu") == "tanh"
     answers = decided.answers(open_graph(graph))
-    found = decided.against_reference(graph, answers, decided.state.quantization, target, tanh_gelu=tanh)
+    found = decided.against_reference({"encoder": graph}, answers, decided.state.quantization, target, tanh_gelu=tanh)
     assert found.worst_share > 0.97 and found.mean_cosine > 0.9999
     return found
 
@@ -218,7 +218,7 @@ def test_the_other_gelu_in_torch_shows(export: Export, here: Target) -> None:
     graph = lower_int8(exporter.traced, decided.state.quantization.of_part("encoder"), here)
     apply_forms(graph, Forms(gelu="tanh"))
     answers = decided.answers(open_graph(graph))
-    found = decided.against_reference(graph, answers, decided.state.quantization, here, tanh_gelu=False)
+    found = decided.against_reference({"encoder": graph}, answers, decided.state.quantization, here, tanh_gelu=False)
     assert found.worst_share < 0.95 and found.worst_layer.endswith("output.dense")
 
 
@@ -241,7 +241,8 @@ def test_roundings_inside_attention_and_around_layer_norms(bits: int, export: Ex
     assert without.state.quantization is not None
     graph = lower_int8(exporter.traced, dataclasses.replace(layers, points=points), here)
     with pytest.raises(ParityError, match="does not compute what was decided"):
-        without.against_reference(graph, without.answers(open_graph(graph)), without.state.quantization, here)
+        answers = without.answers(open_graph(graph))
+        without.against_reference({"encoder": graph}, answers, without.state.quantization, here)
     assert found.layers == 13
 
 

@@ -12,13 +12,13 @@ from tiny_models import SENTENCES, tiny
 from tokenizers import processors
 from torch import nn
 
-from edgec.data.examples import Answer, Example, Labelled, Question
+from edgec.data.examples import Answer, Example, Labelled, Question, Tagged
 from edgec.errors import DataError, PassError, UserError
 from edgec.models import load_build, load_model, save_build
 from edgec.models.decoupled import decoupled, telling_apart
 from edgec.models.torch_model import torch_model
 from edgec.nn.seam import FAMILIES, CrossComponent, InputComponent
-from edgec.passes import Decouple, Quantize, run_pass
+from edgec.passes import Align, Decouple, Distill, Finetune, Lora, Prune, Quantize, TrimVocab, run_pass
 from edgec.passes import decouple as module
 from edgec.passes.learn import copied
 from edgec.state import ModelState, PassContext, TrainingData
@@ -224,6 +224,21 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         step.requires(decoupled(copied(whole), 1))
     with pytest.raises(UserError, match="quantized"):
         step.requires(run_pass(Quantize(scheme="dynamic"), whole, context(tmp_path)))
+    parted = decoupled(copied(whole), 1)
+    others = (
+        Prune(structure="layers", keep=1, select="magnitude"),
+        Distill(keep=1),
+        Align(large="large"),
+        Lora(),
+        TrimVocab(),
+        Finetune(task="token-classification"),
+    )
+    for other in others[:-1]:
+        with pytest.raises(UserError, match="the model is decoupled"):
+            other.requires(parted)
+    rows = (Tagged(("Ada", "works"), ("B-PER", "O")),)
+    with pytest.raises(UserError, match="was trained for its head"):
+        run_pass(others[-1], parted, context(tmp_path, rows))
     for wrong in ({"split": 0}, {"compression": 1.0}, {"distill": 1.5}, {"temperature": 0}, {"compression_steps": 5}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Decouple(**{**FAST, **wrong})

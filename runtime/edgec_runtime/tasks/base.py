@@ -131,7 +131,7 @@ def require_labels(manifest: Manifest, output: str = "logits") -> tuple[str, ...
     """The manifest's labels, as many as the graph gives. Raises ManifestInvalid."""
     require_outputs(manifest, output)
     labels = manifest.labels or ()
-    classes = next(tensor.shape[-1] for tensor in manifest.parts[0].outputs if tensor.name == output)
+    classes = next(tensor.shape[-1] for tensor in manifest.parts[-1].outputs if tensor.name == output)
     if classes != len(labels):
         raise ManifestInvalid(
             f"{len(labels)} labels do not fit the {classes} classes of the output {output!r}",
@@ -141,7 +141,7 @@ def require_labels(manifest: Manifest, output: str = "logits") -> tuple[str, ...
 
 
 def require_outputs(manifest: Manifest, *names: str) -> None:
-    has = [tensor.name for tensor in manifest.parts[0].outputs]
+    has = [tensor.name for tensor in manifest.parts[-1].outputs]
     for name in names:
         if name not in has:
             raise ManifestInvalid(
