@@ -212,7 +212,7 @@ class Store:
 
     @cached_property
     def _embeddings(self) -> NDArray[Any]:
-        return self._maps["embeddings"].view(embedding_dtype(self.header)).reshape(self.rows, -1)
+        return self._maps["embeddings"].view(embedding_dtype(self.header)).reshape(self.rows, self.header.embedding_dim)
 
     @cached_property
     def _embeddings_checked(self) -> bool:
@@ -230,5 +230,5 @@ class Store:
 def _map(path: Path, size: int) -> NDArray[np.uint8]:
     """The first `size` bytes of a file, mapped into memory, not writable."""
     if not size:
-        return np.zeros(0, np.uint8)
+        return np.frombuffer(b"", np.uint8)
     return np.memmap(path, np.uint8, "r", shape=(size,))
