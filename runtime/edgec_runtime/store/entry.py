@@ -12,6 +12,9 @@ from .passage import EncodedPassage, record_bytes
 from .state import ENTRY_BYTES
 
 _FIELDS: Final = struct.Struct("<QQIIIIQIIIII")
+EMBEDDING_CRC: Final = 52
+"""Where in an entry the crc32 of the embedding is."""
+
 ROW_MASK: Final = 0xFFFFFFFF
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .entry import Entry
+from .disk import refusals
+from .entry import EMBEDDING_CRC, Entry
 from .errors import PassageUnknown, StoreDamaged, StoreEmpty, StoreError, StoreNotFound
 from .header import Header, InputComponent, read_header, require_component
 from .passage import EncodedPassage, Passage, decode, decode_states, embedding_dtype
@@ -56,12 +58,13 @@ class Store:
         StoreEmpty.
         """
         folder = Path(path)
-        if not folder.is_dir():
-            raise StoreNotFound(f"{folder} is not a folder", "give the folder of a store")
-        header, crc = read_header(folder)
-        if expect is not None:
-            require_component(folder, header.component, expect)
-        store = cls._open_state(folder, header, crc)
+        with refusals(folder):
+            if not folder.is_dir():
+                raise StoreNotFound(f"{folder} is not a folder", "give the folder of a store")
+            header, crc = read_header(folder)
+            if expect is not None:
+                require_component(folder, header.component, expect)
+            store = cls._open_state(folder, header, crc)
         if not len(store) and not empty_ok:
             raise StoreEmpty(f"{folder} holds no passage", "index some passages into it first")
         return store
@@ -74,7 +77,7 @@ class Store:
             try:
                 require_sizes(folder, state, header)
                 return cls(folder, header, state)
-            except (StoreError, FileNotFoundError):
+            except StoreError:
                 if read_state(folder, crc).generation == state.generation:
                     raise
 
@@ -212,13 +215,16 @@ class Store:
 
     @cached_property
     def _embeddings(self) -> NDArray[Any]:
-        return self._maps["embeddings"].view(embedding_dtype(self.header)).reshape(self.rows, self.header.embedding_dim)
+        values = np.frombuffer(self._maps["embeddings"], embedding_dtype(self.header))
+        return values.reshape(self.rows, self.header.embedding_dim)
 
     @cached_property
     def _embeddings_checked(self) -> bool:
-        size = self.header.embedding_bytes
-        for row in range(self.rows):
-            if zlib.crc32(self._slice("embeddings", row, row * size, size)) != self._entry(row).embedding_crc:
+        content, size = self._maps["embeddings"], self.header.embedding_bytes
+        entries = np.frombuffer(self._maps["index"], "<u4").reshape(self.rows, ENTRY_BYTES // 4)
+        for row, crc in enumerate(entries[:, EMBEDDING_CRC // 4].tolist()):
+            if zlib.crc32(content[row * size : (row + 1) * size]) != crc:
+                self._entry(row)
                 raise self._damaged("embeddings", row, "its checksum differs")
         return True
 
@@ -227,8 +233,9 @@ class Store:
         return StoreDamaged(f"{self.path / self._state.file(name)}: passage of row {row}: {reason}", hint)
 
 
-def _map(path: Path, size: int) -> NDArray[np.uint8]:
+def _map(path: Path, size: int) -> memoryview:
     """The first `size` bytes of a file, mapped into memory, not writable."""
     if not size:
-        return np.frombuffer(b"", np.uint8)
-    return np.memmap(path, np.uint8, "r", shape=(size,))
+        return memoryview(b"")
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .disk import refusals, replace_file
+from .disk import replace_file
 from .errors import StoreDamaged, StoreNotFound
 from .header import Header
 
@@ -77,8 +77,7 @@ def read_state(folder: Path, header_crc: int) -> State:
         raise StoreNotFound(
             f"{folder} holds no whole store: it has no {STATE_FILE}", "its creation was interrupted; create it again"
         )
-    with refusals(path):
-        content = path.read_bytes()
+    content = path.read_bytes()
     if len(content) != _FIELDS.size or _FIELDS.unpack(content)[-1] != zlib.crc32(content[:-4]):
         raise StoreDamaged(
             f"{path}: the checksum of its {_FIELDS.size} bytes differs", "copy the store again from where it is whole"

@@ -35,8 +35,7 @@ class StoreWriter:
         with Store.open(folder, empty_ok=True) as store:
             self._rows = dict(zip(store.ids, store.live.tolist(), strict=True))
         state = read_state(folder, crc)
-        with refusals(folder):
-            _remove_leftovers(folder, state)
+        _remove_leftovers(folder, state)
         self._appender = Appender(folder, self.header, state)
 
     @classmethod
@@ -53,15 +52,18 @@ class StoreWriter:
 
         header: raises StoreMismatch where the store's differs. Raises StoreNotFound, StoreInUse, StoreDamaged.
         """
-        if not Path(path).is_dir():
-            raise StoreNotFound(f"{path} is not a folder", "give the folder of a store")
-        read_header(Path(path))
+        with refusals(Path(path)):
+            if not Path(path).is_dir():
+                raise StoreNotFound(f"{path} is not a folder", "give the folder of a store")
+            read_header(Path(path))
         return cls._locked(Path(path), header, new=False)
 
     @classmethod
     def resume(cls, path: str | Path, header: Header) -> Self:
         """The store in the folder `path`, as `open` gives it; or a new one, where its creation did not end."""
-        return cls._locked(Path(path), header, new=not (Path(path) / STATE_FILE).is_file())
+        with refusals(Path(path)):
+            new = not (Path(path) / STATE_FILE).is_file()
+        return cls._locked(Path(path), header, new=new)
 
     @classmethod
     def _locked(cls, folder: Path, header: Header | None, *, new: bool) -> Self:
@@ -78,7 +80,8 @@ class StoreWriter:
                 with refusals(folder):
                     replace_file(folder / HEADER_FILE, content)
                     State(read_header(folder)[1]).write(folder)
-            return cls(folder, lock, header)
+            with refusals(folder):
+                return cls(folder, lock, header)
         except BaseException:
             lock.release()
             raise

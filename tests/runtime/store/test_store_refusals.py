@@ -252,7 +252,9 @@ def test_an_empty_store(tmp_path: Path) -> None:
     with pytest.raises(StoreEmpty, match="holds no passage") as refusal:
         Store.open(folder)
     assert refusal.value.exit_code == 2
-    assert len(Store.open(folder, empty_ok=True)) == 0
+    empty = Store.open(folder, empty_ok=True)
+    empty.verify()
+    assert len(empty) == 0 and empty.ids == [] and empty.embeddings().shape == (0, 4)
     write(folder, passages(1))
     with StoreWriter.open(folder) as writer:
         writer.delete(["p0é"])
