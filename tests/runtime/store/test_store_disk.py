@@ -96,6 +96,23 @@ def test_commit_goes_on_when_there_is_space_again(tmp_path: Path, monkeypatch: p
     assert files(tmp_path / "store") == files(write(tmp_path / "expected", passages(8)))
 
 
+def test_delete_goes_on_when_there_is_space_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "store", passages(3))
+    with StoreWriter.open(folder) as writer:
+        for calls in (0, 1):  # the tombstone, state.bin
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pwrite", FullDisk(calls))
+                with pytest.raises(StoreFull):
+                    writer.delete(["p0é"])
+            assert "p0é" in writer
+        writer.add(passage(3))
+        writer.delete(["p1é"])
+    expected = write(tmp_path / "expected", passages(4))
+    with StoreWriter.open(expected) as writer:
+        writer.delete(["p1é"])
+    assert files(folder) == files(expected)
+
+
 def test_a_limit_of_the_system(tmp_path: Path) -> None:
     """Not simulated: the system itself takes no file above 4096 bytes from this process."""
     script = (
