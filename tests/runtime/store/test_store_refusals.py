@@ -145,7 +145,7 @@ def test_a_store_cut_short(tmp_path: Path) -> None:
 
 def test_rows_of_another_place_are_found(tmp_path: Path) -> None:
     """Every checksum fits, but the entries stand in another order."""
-    folder = write(tmp_path / "store", passages(2))
+    folder = write(tmp_path / "store", passages(2, BARE), BARE)
     content = (folder / "index-0.bin").read_bytes()
     (folder / "index-0.bin").write_bytes(content[64:] + content[:64])
     with pytest.raises(StoreDamaged, match="row 0"):
