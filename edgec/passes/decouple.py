@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from edgec.errors import PassError, UserError
@@ -112,9 +115,8 @@ class Decouple(TrainingOptions):
         from edgec.training.features import Featurizer
         from edgec.training.objectives import Supervised
 
-        after = decoupled(copied(state), self.split)
-        part: Any = after.parts["encoder"]
-        rows = Featurizer(after, max_length=self.max_length).labelled(ctx.data.train)
+        cut = decoupled(copied(state), self.split)
+        rows = Featurizer(cut, max_length=self.max_length).labelled(ctx.data.train)
         objective = Decoupling(
             state.parts["encoder"],
             Supervised(multi_label=state.spec.multi_label),
@@ -124,24 +126,33 @@ class Decouple(TrainingOptions):
             attention=self.attention,
             contrastive=self.contrastive,
         )
-        trained = fit(after, rows, objective, self.trains, ctx, label="decouple", folder="split")
+
+        def trained(model: ModelState, options: TrainingOptions, label: str) -> dict[str, Any]:
+            return fit(model, rows, objective, options, ctx, label=label, folder=label).to_dict()
+
+        finished = ctx.training_folder / "finished"
+        if (known := _finished(finished)) is not None:
+            after, learnt = known
+        else:
+            after, learnt = cut, trained(cut, self.trains, "decouple")
+        part: Any = after.parts["encoder"]
         report: dict[str, Any] = {
             "split": f"{self.split}-{len(layers(part)) - self.split}",
             "examples": len(ctx.data.train),
             "width": part.hidden_size,
-            **trained.to_dict(),
+            **learnt,
             "left_alone": {},
         }
         width = self.width(part.hidden_size)
         if width is not None:
+            if known is None:
+                _finish(finished, after, learnt)
             pad_id = int(after.tokenizer.pad_token_id or 0)
             part.seam = with_compression(part, rows, width, pad_id=pad_id)
             report |= {"width": width, "explained_variance": round(explained(part, rows, pad_id=pad_id), 4)}
-            steps = self.compression_steps or self.steps
-            joint = dataclasses.replace(self.trains, steps=steps)
-            report["compression"] = fit(
-                after, rows, objective, joint, ctx, label="compression", folder="compression"
-            ).to_dict()
+            joint = dataclasses.replace(self.trains, steps=self.compression_steps or self.steps)
+            report["compression"] = trained(after, joint, "compression")
+        shutil.rmtree(finished, ignore_errors=True)
         return PassResult(after, report)
 
     def ensures(self, before: ModelState, after: ModelState) -> None:
@@ -151,3 +162,22 @@ class Decouple(TrainingOptions):
         for name, tensor in part.state_dict().items():
             if not bool(tensor.isfinite().all()):
                 raise PassError(f"the tensor {name} is not finite", "lower the learning rate")
+
+
+def _finish(folder: Path, state: ModelState, report: dict[str, Any]) -> None:
+    """Keep the model before compression, so that a kill in what follows does not cost its training."""
+    from edgec.files import atomic_folder
+    from edgec.models import save_build
+
+    with atomic_folder(folder, force=True) as work:
+        save_build(state, work / "model")
+        (work / "report.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def _finished(folder: Path) -> tuple[ModelState, dict[str, Any]] | None:
+    """What an interrupted run kept, and the report of its training; None where there is nothing."""
+    from edgec.models import load_build
+
+    if not folder.is_dir():
+        return None
+    return load_build(folder / "model"), json.loads((folder / "report.json").read_text(encoding="utf-8"))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from edgec.models import load_build, load_model, save_build
 from edgec.nn.layout import base_path
 from edgec.passes import Align, Finetune, FuseAdapters, Lora, Quantize, run_pass
 from edgec.state import ModelState, PassContext, TrainingData
-from edgec.training import callbacks, loop  # loop: loaded before `frozen_heap` counts what is there
+from edgec.training import callbacks
 
 ROWS: dict[str, tuple[Labelled, ...]] = {
     "token-classification": tuple(
@@ -74,16 +73,6 @@ def outputs(state: ModelState) -> tuple[torch.Tensor, ...]:
 
 def report_of(state: ModelState) -> dict[str, Any]:
     return state.history[-1].report
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_heap() -> Iterator[None]:
-    """Every training ends with a full garbage collection, which visits all that torch and transformers have loaded."""
-    assert loop
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

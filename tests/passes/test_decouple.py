@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from edgec.models import load_build, load_model, save_build
 from edgec.models.decoupled import decoupled, telling_apart
 from edgec.models.torch_model import torch_model
 from edgec.nn.seam import FAMILIES, CrossComponent, InputComponent
-from edgec.passes import Align, Decouple, Distill, Finetune, Lora, Prune, Quantize, TrimVocab, run_pass
+from edgec.passes import Align, Decouple, Distill, Finetune, Lora, Prune, Quantize, TrimVocab, learn, run_pass
 from edgec.passes import decouple as module
 from edgec.passes.learn import copied
 from edgec.state import ModelState, PassContext, TrainingData
@@ -185,6 +186,30 @@ def test_compressed_and_saved_it_comes_back_the_same(tmp_path: Path) -> None:
     request = [{"question": "Who works?", "context": "Ada works in Bern"}]
     with torch_model(after) as one, torch_model(again) as other:
         assert one.raw(request)[0]["end_logits"].tolist() == other.raw(request)[0]["end_logits"].tolist()
+
+
+def test_a_kill_in_compression_does_not_cost_what_was_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, step = model(tmp_path), Decouple(**FAST, compression=4)
+    whole = run_pass(step, state, context(tmp_path))
+    ctx = dataclasses.replace(context(tmp_path), checkpoints=tmp_path / "kept")
+    fits: list[str] = []
+
+    def fit(*args: Any, label: str, **options: Any) -> Any:
+        fits.append(label)
+        if fits == ["decouple", "compression"]:
+            raise KeyboardInterrupt
+        return learn.fit(*args, label=label, **options)
+
+    monkeypatch.setattr(module, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        run_pass(step, state, ctx)
+    again = run_pass(step, state, ctx)
+    assert fits == ["decouple", "compression", "compression"] and not (tmp_path / "kept" / "finished").exists()
+    pairs = zip(*(one.parts["encoder"].state_dict().values() for one in (whole, again)), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    # Steps are numbers in one and names in the other, which has them from a file.
+    plain = [json.loads(json.dumps(one.history[-1].report)) for one in (whole, again)]
+    assert plain[0] == plain[1]
 
 
 def test_pairs_are_classified_apart(tmp_path: Path) -> None:

@@ -126,21 +126,20 @@ def test_a_traceback_for_those_who_ask(bundles: dict[str, Path], monkeypatch: py
 
 
 def test_interrupted(bundles: dict[str, Path]) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "edgec_runtime", "run", bundles["feature-extraction"], "-"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(b"fox\n" * 256)
-    process.stdin.flush()
-    process.stdout.readline()  # it is at work
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=20)  # its input stays open: it has no other reason to end
-    err = process.stderr.read() if process.stderr is not None else b""
-    assert process.returncode == 130 and err == b"error: interrupted\n"
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(b"fox\n" * 256)
+        process.stdin.flush()
+        process.stdout.readline()  # it is at work
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)  # its input stays open: it has no other reason to end
+        assert process.returncode == 130 and process.stderr.read() == b"error: interrupted\n"
 
 
 def test_a_reader_that_leaves(bundles: dict[str, Path]) -> None:
