@@ -90,7 +90,11 @@ def index(
         total = None
         taken = frozenset(found.ids) if found is not None and mode == "append" else frozenset()
         if iter(documents) is not documents:
-            total = sum(1 for _ in checked(documents, taken))
+            total = 0
+            for document in checked(documents, taken):
+                total += 1
+                if not split:  # what is too long is refused before a store is made
+                    chunks(document, model.encoder, how)
         some = _at_least_one(checked(documents, taken))
         header = Header(
             model.component,

@@ -188,7 +188,7 @@ def require_free(folder: Path) -> None:
     with refusals(folder):
         found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if STATE_FILE in found:
-        raise StoreExists(f"{folder} holds a store", "open it to add to it, remove it, or choose another folder")
+        raise StoreExists(f"{folder} holds a store", "add to it (append, resume), remove it, or choose another folder")
     if found - ours:
         raise StoreExists(f"{folder} is not empty: {min(found - ours)} is in it", "choose another folder")
 
