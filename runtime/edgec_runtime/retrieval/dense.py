@@ -78,7 +78,8 @@ class Approximate:
         embeddings = store.embeddings()
         for at in range(done, store.rows, _BLOCK):
             block = embeddings[at : at + _BLOCK].astype(np.float32, copy=False)
-            self._index.add(np.arange(at, at + len(block), dtype=np.uint64), np.ascontiguousarray(block))
+            # One thread: several insert in an order of their own, and every building would be another graph.
+            self._index.add(np.arange(at, at + len(block), dtype=np.uint64), np.ascontiguousarray(block), threads=1)
         index_file.write(store, INDEX, _kind(usearch, dim), bytes(self._index.save()))
 
     def find(self, query: Query, k: int) -> list[Match]:
