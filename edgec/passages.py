@@ -91,4 +91,4 @@ def ask(
     To ask more than one question, open an edgec_runtime.PassageReader once. Raises BundleError.
     """
     with PassageReader.open(bundle, store, threads=threads) as reader:
-        return asdict(reader.ask(question, k, search))
+        return reader.ask(question, k, search).to_dict()

@@ -46,15 +46,13 @@ def ask(
     Every answer comes with its score, its passage and the sentence around it, the best first. Passages without an
     answer give none.
     """
-    from dataclasses import asdict
-
     from edgec_runtime import PassageReader
 
     told = []
     with PassageReader.open(bundle, store, threads=threads) as reader:
         for one in _typed() if question is None else (question,):
             found = reader.ask(one, k, search.value)
-            told.append(asdict(found))
+            told.append(found.to_dict())
             if str(json) != "-":
                 _show(found)
     if json is not None:
@@ -80,7 +78,8 @@ def _show(found: Answers) -> None:
     if not found.passages:
         typer.echo(f"no match: no passage has to do with {found.question!r}")
     elif not found.answers:
-        typer.echo(f"no answer in {found.passages} passages (null score {found.null_score:.2f}) to {found.question!r}")
+        read = f"{found.passages} passage{'s' if found.passages > 1 else ''}"
+        typer.echo(f"no answer in {read} (null score {found.null_score:.2f}) to {found.question!r}")
     else:
         rows = [
             (answer.text, f"{answer.score:.2f}", answer.title or answer.document, sentence(answer)) for answer in found

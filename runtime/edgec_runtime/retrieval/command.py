@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 from .search import NAMES
 
@@ -28,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
             stream.reconfigure(encoding="utf-8", errors="surrogateescape" if stream is sys.stdin else "strict")
     with PassageReader.open(options.bundle, options.store, threads=options.threads) as reader:
         for question in _questions(options.questions):
-            answers = asdict(reader.ask(question, options.k, options.search))
+            answers = reader.ask(question, options.k, options.search).to_dict()
             sys.stdout.write(json.dumps(answers, ensure_ascii=False) + "\n")
             sys.stdout.flush()
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -66,6 +66,10 @@ class Answers:
 
     def __getitem__(self, place: int) -> PassageAnswer:
         return self.answers[place]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "answers": [asdict(answer) for answer in self.answers]}
 
 
 class PassageReader:
