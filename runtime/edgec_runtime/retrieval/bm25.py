@@ -29,7 +29,7 @@ class BM25:
         self.store = store
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
-        kind = f"fts5 unicode61, sqlite {sqlite3.sqlite_version_info[0]}"
+        kind = f"fts5 unicode61, sqlite {sqlite3.sqlite_version}"
         saved = index_file.read(store, INDEX, kind)
         try:
             if saved is not None:

@@ -16,8 +16,8 @@ from .search import Match, Query, Search, live_matches
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EXACT_ROWS: Final = 10_000
-"""A store of at most so many passages is searched by comparing all of them, which takes milliseconds."""
+EXACT_ROWS: Final = 50_000
+"""A store of at most so many passages is searched by comparing all of them: less work than reading a single passage."""
 
 INDEX: Final = "dense.usearch"
 _BLOCK: Final = 16_384
@@ -70,9 +70,10 @@ class Approximate:
         dim = store.header.embedding_dim
         self._index = usearch.Index(ndim=dim, metric="cos", dtype="f16")
         saved = index_file.read(store, INDEX, _kind(usearch, dim))
+        done = 0
         if saved is not None:
             self._index.load(saved.content)
-        done = 0 if saved is None else saved.rows
+            done = saved.rows
         if done == store.rows:
             return
         embeddings = store.embeddings()
@@ -101,7 +102,7 @@ def _lengths(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _kind(usearch: Any, dim: int) -> str:
-    return f"usearch {usearch.version.split('.')[0]} cos f16 {dim}"
+    return f"usearch {usearch.version} cos f16 {dim}"
 
 
 def _usearch() -> Any:
