@@ -15,6 +15,7 @@ from edgec_runtime.errors import TextInvalid
 from edgec_runtime.store import Header, Passage, Store, StoreWriter
 from edgec_runtime.store.errors import StoreEmpty, StoreMismatch
 from edgec_runtime.store.header import require_component
+from edgec_runtime.store.state import STATE_FILE
 from edgec_runtime.store.writer import require_free
 
 from .component import Decoupled, Reading, open_decoupled
@@ -104,7 +105,7 @@ def index(
         )
         opened = {"create": StoreWriter.create, "append": StoreWriter.open, "resume": StoreWriter.resume}[mode]
         writer = stack.enter_context(opened(folder, header))
-        if mode == "resume":  # what was committed by another writer meanwhile counts, too
+        if mode != "create":  # what was committed by another writer meanwhile counts, too
             found = stack.enter_context(Store.open(folder, empty_ok=True))
         return _Indexing(model, how, writer, found, progress).run(some, total)
 
@@ -205,7 +206,7 @@ def _passage(chunk: Chunk, reading: Reading) -> Passage:
 
 def _existing(folder: Path, model: Decoupled, mode: Mode) -> Store | None:
     """The store that is to be added to, where there is one."""
-    if mode == "create" or (mode == "resume" and not (folder / "state.bin").is_file()):
+    if mode == "create" or (mode == "resume" and not (folder / STATE_FILE).is_file()):
         return None
     store = Store.open(folder, empty_ok=True)
     require_component(folder, store.header.component, model.component)

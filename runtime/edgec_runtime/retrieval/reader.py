@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from .search import NAMES, Match, Name, Query, Search, open_search
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_BATCH: Final = 32
+"""At most so many passages run together, so that a large `k` does not need memory for all of them."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class PassageReader:
         """Used by `open`."""
         self.model, self.store = model, store
         self._searches: dict[Name, Search] = {}
+        self._lock = threading.Lock()
         # A passage stands in its row between special tokens.
         ids, place = model.encoder.side(1, np.zeros(0, np.int32))
         self._lead, self._trail = place.start, len(ids) - place.start
@@ -146,13 +151,15 @@ class PassageReader:
         return self.model.read(self.model.encoder.side(0, ids)[0], 0)
 
     def _search(self, name: Name) -> Search:
-        if name not in self._searches:
-            self._searches[name] = open_search(self.store, name)
-        return self._searches[name]
+        with self._lock:
+            if name not in self._searches:
+                self._searches[name] = open_search(self.store, name)
+            return self._searches[name]
 
     def _outputs(self, question: NDArray[np.float32], passages: Sequence[Passage]) -> list[dict[str, NDArray[Any]]]:
         """start_logits and end_logits of each row, (tokens,); one batch where that may be."""
-        groups = [passages] if self.model.together else [[passage] for passage in passages]
+        together = _BATCH if self.model.together else 1
+        groups = [passages[at : at + together] for at in range(0, len(passages), together)]
         outputs: list[dict[str, NDArray[Any]]] = []
         for group in groups:
             sizes = [len(question) + len(passage.states) for passage in group]
