@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from edgec_runtime.check import check
 from edgec_runtime.errors import BundleNotFound
+from exact import answers_right
 from tiny_models import SENTENCES
 
 import edgec
@@ -50,7 +51,7 @@ def test_export_of_a_model_is_fp32(quantized: ModelState, here: Target, tmp_path
 def test_without_a_device_the_forms_are_those_of_the_target(forms: str, build: Path, tmp_path: Path) -> None:
     for name, gelu in (("arm64", "tanh"), ("x86_64-avx2", "exact")):
         manifest = edgec.export(build, target=name, out=tmp_path / name, forms=forms)
-        assert manifest.parts[0].precision == "int8" and check(tmp_path / name).ok
+        assert manifest.parts[0].precision == "int8" and answers_right(tmp_path / name)
         assert manifest.parts[0].forms["gelu"] == gelu == load_target(name).forms.gelu
 
 

@@ -17,6 +17,7 @@ import torch
 from edgec_runtime import integrity
 from edgec_runtime.check import check
 from edgec_runtime.manifest import MANIFEST_FILE
+from exact import answers_right
 from tiny_models import LABELS, SENTENCES, sentence_transformer, tiny
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ import edgec
 from edgec.cli.main import app
 from edgec.devices import sysroot
 from edgec.devices.local import LocalDevice
+from edgec.emulation import load_as_target
 from edgec.errors import BudgetMissed, GateFailed, ModelError, OutputExists, RecipeError, UserError
 from edgec.models import load_model
 from edgec.pipeline import require_budget
@@ -91,7 +93,7 @@ def test_what_compress_leaves(report: Report, workshop: Workshop, here: Target, 
     assert (report.out, report.measured) == (out, here.name)
     assert [path.name for path in workshop.folder.iterdir() if path.name.startswith(".")] == []
     for folder in (out / "baseline", out / "bundles" / here.name, out / "bundles" / foreign.name):
-        assert check(folder).ok
+        assert answers_right(folder)
     assert integrity.read_manifest(out / "baseline").parts[0].precision == "fp32"
     assert report.bundles[here.name] == integrity.read_manifest(out / "bundles" / here.name)
     assert report.bundles[here.name].parts[0].precision == "int8"
@@ -262,7 +264,7 @@ def test_export_of_a_build_is_what_compress_exported(
     monkeypatch.chdir(tmp_path)
     manifest = edgec.export(report.out, target=foreign.name)
     folder = tmp_path / f"model-{foreign.name}"
-    assert check(folder).ok and manifest == integrity.read_manifest(folder)
+    assert answers_right(folder) and manifest == integrity.read_manifest(folder)
     first = report.bundles[foreign.name]
     assert (manifest.build_id, manifest.passes) == (first.build_id, first.passes)
     for name in ("encoder.onnx", "encoder.onnx.data", "tokenizer.json", "golden.npz"):
@@ -289,7 +291,7 @@ def test_a_missed_budget_falls_back_to_fp32(workshop: Workshop, foreign: Target)
     shipped = integrity.read_manifest(report.out / "bundles" / foreign.name)
     assert shipped == report.bundles[foreign.name] and shipped.parts[0].precision == "fp32"
     assert shipped.execution.schedule == "batches"
-    assert check(report.out / "bundles" / foreign.name).ok
+    assert answers_right(report.out / "bundles" / foreign.name)
     require_budget(report)  # what ships is within it
     assert {v.what: v.met for v in report.verdicts} == {"accuracy_drop": False, "speedup": None}
     assert report.data["bundles"][0]["precision"] == "fp32"
@@ -368,7 +370,7 @@ def test_quality_by_labels(labelled: tuple[Path, Callable[..., Report]], foreign
     assert quality is not None
     assert (quality.metric, quality.n) == ("accuracy", 18)
     assert quality.before == pytest.approx(2 / 3)
-    with edgec_runtime.load(folder / "out" / "bundles" / foreign.name) as model, (folder / "rows.csv").open() as stream:
+    with load_as_target(folder / "out" / "bundles" / foreign.name) as model, (folder / "rows.csv").open() as stream:
         hits = [model.classify([row["said"]])[0].label == row["mood"] for row in csv.DictReader(stream)]
     assert quality.after == pytest.approx(sum(hits) / 18)
     assert quality.drop == pytest.approx(quality.before - quality.after)

@@ -26,9 +26,7 @@ def audit(
     ] = None,
     question_tokens: Annotated[
         int | None,
-        typer.Option(
-            "--question-tokens", min=1, help="Of these, a decoupled model's question; default 1/8."
-        ),
+        typer.Option("--question-tokens", min=1, help="Of these, a decoupled model's question; default 1/8."),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that onnxruntime may use.")] = 1,
     against: Annotated[

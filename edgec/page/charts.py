@@ -140,6 +140,23 @@ def depth_line(title: str, layers: Sequence[str], cells: Sequence[Cell], *, unit
         return Chart(title, inline(figure, f"{title}, {unit}, along {len(layers)} modules"))
 
 
+def line_chart(title: str, points: Sequence[tuple[Cell, Cell]], *, x: str, y: str, marked: int | None = None) -> Chart:
+    """points: where on the x axis, and how high. marked: the index of one that stands out."""
+    with _figure(190) as figure:
+        axes = figure.add_axes((0.15, 0.24, 0.83, 0.65))
+        places, heights = ([_number(cell) for cell in cells] for cells in zip(*points, strict=True))
+        axes.plot(places, heights, color=COLOURS["int8"], linewidth=1.6, gid="line")
+        axes.plot(places, heights, "o", color=COLOURS["int8"], markersize=3.5, gid="points")
+        if marked is not None:
+            axes.plot(places[marked], heights[marked], "o", color=COLOURS["ink"], markersize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _grid(axes)
+        axes.set_xlabel(x)
+        axes.set_title(y, loc="left", fontsize=12, color=COLOURS["muted"])
+        said = "; ".join(f"{place.text}: {height.text}" for place, height in points)
+        return Chart(title, inline(figure, f"{title}: {y} by {x}. {said}"))
+
+
 def step_chart(title: str, steps: Sequence[tuple[Cell, Cell]], *, x: str, y: str, limit: Cell | None = None) -> Chart:
     """steps: where on the x axis, and how high from there on."""
     with _figure(190) as figure:

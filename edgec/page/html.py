@@ -10,7 +10,7 @@ import jinja2
 
 from edgec.errors import UserError
 
-from . import inside, origin, outcome
+from . import inside, learning, origin, outcome
 from .comparison import comparison_section
 from .figures import At
 from .view import Build
@@ -59,6 +59,7 @@ def _build(name: str, folder: Path, report: At) -> Build:
             outcome.speed_section(report),
             outcome.quality_section(report),
             *inside.sections(report),
+            *learning.sections(report),
             origin.making_section(report),
             origin.machine_section(report),
         ),

@@ -7,6 +7,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import onnxruntime
+from exact import exact
 
 from edgec.graph.trace import MODULE_KEY
 
@@ -22,8 +23,8 @@ def parse(text: str, constants: dict[str, np.ndarray], layers: dict[str, str]) -
 
 
 def values_inside(model: ir.Model, names: list[str], feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Any tensors of the graph by name, as onnxruntime computes them."""
-    proto = ir.to_proto(model)
+    """Any tensors of the graph by name, as onnxruntime computes them on a CPU whose 8-bit sums are exact."""
+    proto = ir.to_proto(exact(model))
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in dict.fromkeys(names))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

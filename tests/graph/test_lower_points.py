@@ -10,13 +10,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from exact import open_exact
 from graphs import constant, module_of, of_type, values_inside
 from second_process import serialized
 from tiny_models import FAMILIES, SENTENCES, tiny
 
 from edgec.errors import PassError
 from edgec.graph.lower_int8 import lower_int8
-from edgec.graph.store import open_graph
 from edgec.graph.trace import trace
 from edgec.models import load_model
 from edgec.models.families import FAMILIES as FACTS
@@ -69,7 +69,7 @@ def decided(points: Points, layers: dict[str, LayerQuantization] | None = None) 
 
 
 def answer(model: ir.Model, feed: dict[str, np.ndarray] = FEED) -> np.ndarray:
-    return np.asarray(open_graph(model).run(feed)["sentence_embedding"])
+    return np.asarray(open_exact(model).run(feed)["sentence_embedding"])
 
 
 def reference(state: ModelState, quantization: Quantization, target: Target = WIDE) -> np.ndarray:

@@ -126,7 +126,7 @@ def test_attention_is_that_of_numpy(
     expected = attention(seen, bits, ranges, most)
     # A last bit of a float may tip a rounding: a step of a probability, times a value.
     close = np.isclose(seen["out_in"], expected, atol=1e-5)
-    assert close.mean() > 0.99 and np.abs(seen["out_in"] - expected).max() < 2.5 * 0.6 / (2**bits - 1) + 0.02
+    assert close.mean() > 0.98 and np.abs(seen["out_in"] - expected).max() < 2.5 * 0.6 / (2**bits - 1) + 0.02
 
 
 @pytest.mark.parametrize("bits", [8, 5])

@@ -294,3 +294,21 @@ def test_no_command_waits_for_matplotlib() -> None:
     script = "import sys, edgec.cli.main, edgec.page; print(sorted({'matplotlib', 'jinja2'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_how_the_passes_learned_is_drawn(tmp_path: Path) -> None:
+    data = small()
+    learned = {"steps": 40, "rows": 7, "losses": {"20": 0.9, "40": 0.31}, "best_step": None, "stopped_early": False}
+    scored = {**learned, "scores": {"20": {"span_f1": 0.7, "recall": 0.6}, "40": {"span_f1": 0.5, "recall": 0.4}}}
+    data["passes"] = [
+        {"name": "finetune", "options": {}, "report": {**scored, "best_step": 20, "stopped_early": True}},
+        {"name": "align", "options": {}, "report": {"left_alone": {}, "phases": {"1": learned}}},
+        *data["passes"],
+    ]
+    shown = page_of(tmp_path, data)
+    assert "How it learned" in shown
+    assert "finetune: 40 steps on 7 rows , of which the weights of step 20 were kept" in shown.replace("rows,", "rows ,")
+    assert "ended early by patience" in shown and "align, phases, 1: 40 steps" in shown
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("loss by step. 20: 0.9; 40: 0.31") == 2 and "span_f1 by step. 20: 0.7000; 40: 0.5000" in page
+    assert "How it learned" not in page_of(tmp_path, small())

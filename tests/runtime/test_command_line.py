@@ -138,7 +138,8 @@ def test_interrupted(bundles: dict[str, Path]) -> None:
     process.stdout.readline()  # it is at work
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    process.wait(timeout=20)  # its input stays open: it has no other reason to end
+    err = process.stderr.read() if process.stderr is not None else b""
     assert process.returncode == 130 and err == b"error: interrupted\n"
 
 
