@@ -17,7 +17,7 @@ HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"
 
 EDGEC = {
     "ask": ["bundle", "store", "question", "k", "search", "threads"],
-    "audit": ["bundle", "tokens", "threads", "progress"],
+    "audit": ["bundle", "tokens", "question_tokens", "threads", "progress"],
     "bench": ["bundles", "on", "tokens", "batch", "threads", "rounds", "cold_start", "say"],
     "compress": ["recipe", "out", "on", "overrides", "data", "forms", "resume", "force", "progress", "say"],
     "evaluate": [
