@@ -37,6 +37,8 @@ _PAGES: Final = {
     "edgec report": ("report.md",),
     "edgec run": ("embedding.md",),
     "edgec evaluate": ("evaluate.md",),
+    "edgec index": ("ask.md", "store.md"),
+    "edgec ask": ("ask.md",),
     "edgec sensitivity": ("sensitivity.md",),
     "edgec doctor": ("doctor.md",),
     "edgec targets": ("targets.md",),
@@ -52,7 +54,8 @@ This page is written by `python docs/generate.py` from the commands' own help.
 - Exit codes: 0 done; 1 a check or a budget failed, or a bundle was refused; 2 the input is wrong; 3 a device or a file
   system failed; 130 interrupted.
 - An error is `error: ` with the cause and `hint: ` with the remedy. `EDGEC_TRACEBACK=1` shows where it came from.
-- `compress`, `export`, `verify`, `audit`, `bench`, `run`, `evaluate` and `sensitivity` are functions of `edgec`, too.
+- `compress`, `export`, `verify`, `audit`, `bench`, `run`, `evaluate`, `sensitivity`, `index` and `ask` are functions
+  of `edgec`, too.
 """
 
 

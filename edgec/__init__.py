@@ -10,21 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["audit", "bench", "compress", "evaluate", "export", "run", "sensitivity", "verify"]
+__all__ = ["ask", "audit", "bench", "compress", "evaluate", "export", "index", "run", "sensitivity", "verify"]
 
 if TYPE_CHECKING:
     from edgec.auditing import audit
     from edgec.evaluation import evaluate
     from edgec.operations import bench, export, run, verify
+    from edgec.passages import ask, index
     from edgec.pipeline import compress
     from edgec.ranking import sensitivity
 
 _WHERE = {
+    "ask": "edgec.passages",
     "audit": "edgec.auditing",
     "bench": "edgec.operations",
     "compress": "edgec.pipeline",
     "evaluate": "edgec.evaluation",
     "export": "edgec.operations",
+    "index": "edgec.passages",
     "run": "edgec.operations",
     "sensitivity": "edgec.ranking",
     "verify": "edgec.operations",

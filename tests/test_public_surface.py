@@ -16,7 +16,8 @@ import edgec
 HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "optimum", "sklearn", "numpy")
 
 EDGEC = {
-    "audit": ["bundle", "tokens", "threads", "progress"],
+    "ask": ["bundle", "store", "question", "k", "search", "threads"],
+    "audit": ["bundle", "tokens", "question_tokens", "threads", "progress"],
     "bench": ["bundles", "on", "tokens", "batch", "threads", "rounds", "cold_start", "say"],
     "compress": ["recipe", "out", "on", "overrides", "data", "forms", "resume", "force", "progress", "say"],
     "evaluate": [
@@ -27,6 +28,10 @@ EDGEC = {
         *("model", "target", "out", "task", "revision", "opset", "max_length", "null_answers", "max_answer_tokens"),
         *("forms", "on", "speedup", "on_miss", "force", "trust_remote_code", "say"),
     ],
+    "index": [
+        *("bundle", "passages", "out", "format", "text", "id", "title", "states", "overlap", "question_tokens"),
+        *("passage_tokens", "split", "append", "resume", "on_error", "threads", "progress", "say"),
+    ],
     "run": ["bundle", "inputs"],
     "sensitivity": [
         *("model", "data", "scheme", "options", "format", "text", "text_pair", "rows", "target", "task", "revision"),
@@ -35,8 +40,9 @@ EDGEC = {
     "verify": ["bundle", "on", "kinds", "say"],
 }
 RUNTIME = [
-    *("Answer", "BundleError", "BundleWarning", "Classifier", "EmbeddingModel", "Label", "MaskFill", "MaskFiller"),
-    *("Reader", "Span", "Tagger", "TruncationWarning", "load", "unpack"),
+    *("Answer", "Answers", "BundleError", "BundleWarning", "Classifier", "Document", "EmbeddingModel", "Indexed"),
+    *("Label", "MaskFill", "MaskFiller", "PassageAnswer", "PassageReader", "Reader", "Span", "Tagger"),
+    *("TruncationWarning", "index", "load", "unpack"),
 ]
 METHODS = {
     "EmbeddingModel": ["embed"],
@@ -44,10 +50,11 @@ METHODS = {
     "Tagger": ["tag", "label_words"],
     "Reader": ["answer"],
     "MaskFiller": ["fill_mask"],
+    "PassageReader": ["open", "ask"],
 }
 COMMANDS = [
     *("compress", "export", "verify", "audit", "bench", "run", "evaluate", "sensitivity", "doctor", "targets"),
-    "recipes",
+    *("recipes", "index", "ask"),
 ]
 
 

@@ -17,6 +17,7 @@ from edgec.errors import SystemFailure
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from rich.text import Text
 
 _PLAIN_WIDTH: Final = 200
 _NAME_A_FILE: Final = "name a file that can be written, or - for stdout"
@@ -26,7 +27,7 @@ _counted: tuple[str, int, Callable[[int], None]] | None = None
 """The step that `say` last gave a bar: its label, its total, and what moves the bar."""
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
     """Print a table on stdout; columns of figures are aligned to the right."""
     from rich import box
     from rich.console import Console
@@ -37,10 +38,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     # Little padding: on 80 columns every character that a table saves is one that no word is broken for.
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, name in enumerate(columns):
-        figures = bool(rows) and all(_is_figure(row[index]) for row in rows)
+        figures = bool(rows) and all(_is_figure(str(row[index])) for row in rows)
         drawn.add_column(Text(name), justify="right" if figures else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(cell) for cell in row))
+        drawn.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     # A pipe has no width: a table cut to 80 columns would lose data.
     screen = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
     if title:

@@ -24,6 +24,7 @@ import typer
 
 from edgec import __version__
 from edgec.cli import (
+    ask,
     audit,
     bench,
     compress,
@@ -31,6 +32,7 @@ from edgec.cli import (
     doctor,
     evaluate,
     export,
+    index,
     recipes,
     report,
     run,
@@ -42,6 +44,10 @@ from edgec.errors import EdgecError
 from edgec.processes import is_main, rank
 
 INTERRUPTED: Final = 130
+_TAKEN_UP: Final = {
+    "compress": "--resume takes up the passes that were finished",
+    "index": "--resume takes up what was committed",
+}
 
 app = typer.Typer(
     name="edgec",
@@ -58,6 +64,8 @@ app.command()(audit.audit)
 app.command()(bench.bench)
 app.command()(run.run)
 app.command()(evaluate.evaluate)
+app.command()(index.index)
+app.command()(ask.ask)
 app.command()(report.report)
 app.command()(sensitivity.sensitivity)
 app.command()(doctor.doctor)
@@ -110,8 +118,7 @@ def invoke(args: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         if not is_main():
             return INTERRUPTED
-        resume = args[:1] == ["compress"]
-        return _fail("interrupted", "--resume takes up the passes that were finished" if resume else "", INTERRUPTED)
+        return _fail("interrupted", _TAKEN_UP.get(args[0] if args else "", ""), INTERRUPTED)
     except BrokenPipeError:
         # The reader of stdout has gone (as in `… | head`); Python must not try to flush again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -28,29 +28,14 @@ class Questions(DataFile[Question]):
                 raise DataError(f"{self.path}: there is no column {column!r}", "questions have the column title")
 
     def _rows(self) -> Iterator[Question | Malformed]:
-        with opened(self.path) as stream:
-            try:
-                root = json.load(stream)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{self.path}:{error.lineno}: is not JSON: {error.msg}", "fetch the file again"
-                ) from None
-            except RecursionError:
-                raise DataError(f"{self.path}: is nested too deeply", "give a file in the form of SQuAD") from None
-        articles = root.get("data") if isinstance(root, dict) else None
-        if not isinstance(articles, list):
-            raise DataError(
-                f"{self.path}: is not in the form of SQuAD: there is no list `data`",
-                'it is {"data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [...]}]}]}',
-            )
-        for a, article in enumerate(articles):
-            for p, paragraph in enumerate(_list(article, "paragraphs")):
+        for a, article in enumerate(articles(self.path)):
+            for p, paragraph in enumerate(items(article, "paragraphs")):
                 place = f"data[{a}].paragraphs[{p}]"
                 context = paragraph.get("context") if isinstance(paragraph, dict) else None
                 if not isinstance(context, str) or not is_utf8(context):
                     yield Malformed(0, f"{place} has no context that is a text")
                     continue
-                for q, asked in enumerate(_list(paragraph, "qas")):
+                for q, asked in enumerate(items(paragraph, "qas")):
                     yield self._question(asked, context, article, f"{place}.qas[{q}]")
 
     def _question(self, asked: Any, context: str, article: Any, place: str) -> Question | Malformed:
@@ -81,6 +66,24 @@ class Questions(DataFile[Question]):
         return Question(name, asked["question"], context, tuple(answers), groups, path=str(self.path))
 
 
-def _list(value: Any, key: str) -> list[Any]:
+def articles(path: Path) -> list[Any]:
+    """What a file has under `data`. Raises DataError for what is not in the form of SQuAD."""
+    with opened(path) as stream:
+        try:
+            root = json.load(stream)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg}", "fetch the file again") from None
+        except RecursionError:
+            raise DataError(f"{path}: is nested too deeply", "give a file in the form of SQuAD") from None
+    found = root.get("data") if isinstance(root, dict) else None
+    if not isinstance(found, list):
+        raise DataError(
+            f"{path}: is not in the form of SQuAD: there is no list `data`",
+            'it is {"data": [{"title": ..., "paragraphs": [{"context": ..., "qas": [...]}]}]}',
+        )
+    return found
+
+
+def items(value: Any, key: str) -> list[Any]:
     found = value.get(key) if isinstance(value, dict) else None
     return found if isinstance(found, list) else [None]

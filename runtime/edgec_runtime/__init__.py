@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .errors import BundleError
     from .loading import load
     from .notices import BundleWarning, TruncationWarning
+    from .retrieval.documents import Document
+    from .retrieval.indexing import Indexed, index
+    from .retrieval.reader import Answers, PassageAnswer, PassageReader
     from .tasks.answer import Answer, Reader
     from .tasks.classify import Classifier, Label
     from .tasks.embed import EmbeddingModel
@@ -38,17 +41,23 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Answers",
     "BundleError",
     "BundleWarning",
     "Classifier",
+    "Document",
     "EmbeddingModel",
+    "Indexed",
     "Label",
     "MaskFill",
     "MaskFiller",
+    "PassageAnswer",
+    "PassageReader",
     "Reader",
     "Span",
     "Tagger",
     "TruncationWarning",
+    "index",
     "load",
     "unpack",
 ]
@@ -57,17 +66,23 @@ __all__ = [
 # it.
 _HOMES: Final = {
     "Answer": "tasks.answer",
+    "Answers": "retrieval.reader",
     "BundleError": "errors",
     "BundleWarning": "notices",
     "Classifier": "tasks.classify",
+    "Document": "retrieval.documents",
     "EmbeddingModel": "tasks.embed",
+    "Indexed": "retrieval.indexing",
     "Label": "tasks.classify",
     "MaskFill": "tasks.mask",
     "MaskFiller": "tasks.mask",
+    "PassageAnswer": "retrieval.reader",
+    "PassageReader": "retrieval.reader",
     "Reader": "tasks.answer",
     "Span": "tasks.tag",
     "Tagger": "tasks.tag",
     "TruncationWarning": "notices",
+    "index": "retrieval.indexing",
     "load": "loading",
     "unpack": "archive",
 }

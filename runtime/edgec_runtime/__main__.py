@@ -1,4 +1,4 @@
-"""`python -m edgec_runtime check|run|bench|facts|unpack`: stdout carries data, stderr the rest.
+"""`python -m edgec_runtime check|run|ask|bench|facts|unpack`: stdout carries data, stderr the rest.
 
 Exit codes: 0 done, 1 a check failed or the bundle was refused, 2 the input is wrong, 3 the machine or its
 file system failed, 130 interrupted. EDGEC_TRACEBACK=1 shows where an error came from.
@@ -29,6 +29,7 @@ _CHUNK: Final = 256  # texts a call: enough to keep all streams busy
 _COMMANDS: Final = {
     "check": "replay the golden vectors and compare",
     "run": "answer inputs, one JSON object a line",
+    "ask": "answer questions from a store of passages, one JSON object a line",
     "bench": "measure bundles side by side",
     "facts": "describe this machine",
     "unpack": "make a bundle's folder from its archive",
@@ -106,6 +107,7 @@ def _add_elsewhere(name: str) -> Any:
 _ADD: Final = {
     "check": _add_check,
     "run": _add_run,
+    "ask": _add_elsewhere("retrieval.command"),
     "bench": _add_elsewhere("bench"),
     "facts": _add_elsewhere("machine"),
     "unpack": _add_elsewhere("archive"),

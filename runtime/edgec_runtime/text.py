@@ -136,9 +136,20 @@ class Encoder:
         ]
         return Encoded(tuple(rows), b, len(a) - kept)
 
+    def side(self, side: int, ids: Ids) -> tuple[Ids, slice]:
+        """The ids that one text of a pair has in a row, its special tokens included, and where its own are among them.
+
+        side: 0 the first text, 1 the second. ids: of its content. Raises TextInvalid.
+        """
+        nothing = np.zeros(0, np.int32)
+        template = self._pair_template()
+        row = self._row(template, [ids, nothing] if side == 0 else [nothing, ids], 0)
+        start = len(template.ids[0]) if side == 0 else row.start
+        before = int((row.type_ids[:start] == side).sum())
+        return row.ids[row.type_ids == side], slice(before, before + len(ids))
+
     def _starts(self, tokens: int, room: int) -> range:
-        shared = min(self.limits.stride, room // 2)
-        return range(0, max(1, tokens - shared), room - shared)
+        return starts(tokens, room, min(self.limits.stride, room // 2))
 
     def _row(self, template: _Template, contents: Sequence[Ids], first: int) -> Row:
         ids, types = [template.ids[0]], [template.type_ids[0]]
@@ -187,6 +198,11 @@ class Encoder:
             tuple(np.array(t, np.int32) for t in types),
             tuple(content_types),
         )
+
+
+def starts(tokens: int, room: int, shared: int) -> range:
+    """Where windows of `room` tokens begin, of which two neighbours share `shared`; the first one at 0."""
+    return range(0, max(1, tokens - shared), room - shared)
 
 
 def require_text(text: object) -> None:

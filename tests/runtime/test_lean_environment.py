@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoupled_bundle import write_decoupled
 
 from edgec.exporter import Exporter
 from edgec.target import Target
@@ -77,3 +78,19 @@ def test_facts_and_bench_need_no_more(lean: Path, bundle: Path, tmp_path: Path) 
     assert facts["usable"] >= 1
     command = [str(lean), "-m", "edgec_runtime", "bench", str(bundle), "--rounds", "1", "--tokens", "8", "--json", "-"]
     assert json.loads(_run(command, cwd=tmp_path).stdout)["bundles"][0]["precision"] == "int8"
+
+
+def test_documents_are_indexed_and_questions_answered(lean: Path, tmp_path: Path) -> None:
+    """Without usearch, too: it is an extra of its own."""
+    bundle = write_decoupled(tmp_path / "bundle")
+    script = (
+        "import importlib.util as u, sys; from edgec_runtime import Document, index; "
+        "documents = [Document('a', 'Ada works in Bern .'), Document('b', 'the old house')]; "
+        "print(index(sys.argv[1], documents, sys.argv[2]).passages, u.find_spec('usearch'))"
+    )
+    done = _run([str(lean), "-c", script, str(bundle), "store"], cwd=tmp_path)
+    assert done.stdout.split() == ["2", "None"]
+    for search in ("dense", "bm25"):
+        command = ["-m", "edgec_runtime", "ask", str(bundle), "store", "who works ?", "--search", search]
+        answers = json.loads(_run([str(lean), *command], cwd=tmp_path).stdout)
+        assert [answer["text"] for answer in answers["answers"]] == ["Bern"]

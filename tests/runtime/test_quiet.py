@@ -88,8 +88,9 @@ def test_the_public_surface() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == [
-        *["Answer", "BundleError", "BundleWarning", "Classifier", "EmbeddingModel", "Label"],
-        *["MaskFill", "MaskFiller", "Reader", "Span", "Tagger", "TruncationWarning", "load", "unpack"],
+        *["Answer", "Answers", "BundleError", "BundleWarning", "Classifier", "Document", "EmbeddingModel"],
+        *["Indexed", "Label", "MaskFill", "MaskFiller", "PassageAnswer", "PassageReader", "Reader", "Span"],
+        *["Tagger", "TruncationWarning", "index", "load", "unpack"],
     ]
 
 

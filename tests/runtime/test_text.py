@@ -14,6 +14,7 @@ from edgec_runtime.manifest import Preprocessing
 from edgec_runtime.text import Encoder
 from tiny_bundles import LINES, byte_bpe, metaspace_unigram, wordpiece
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 TEXTS = [*LINES, "", " ", "\x00\x07\u200b", "fox", "a fox [MASK] [SEP] dog", "日本語 and 🦊🦊", "x" * 500, "of " * 80]
 
@@ -163,3 +164,22 @@ def test_without_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ExtraMissing) as caught:
         Encoder(b"{}", Preprocessing("tokenizer.json", 8, 0))
     assert 'pip install "edgec-runtime[text]"' in caught.value.hint
+
+
+TYPED = ("$A:0 </s>:0 </s>:1 $B:1 </s>:1", "<s>:0 $A:0 </s>:0 </s>:1 $B:1 </s>:1", "<s>:0 $A:0 </s>:0 $B:1 </s>:1")
+
+
+@pytest.mark.parametrize("pair", TYPED)
+def test_a_side_by_itself_is_what_a_row_has_of_it(pair: str) -> None:
+    tokenizer = metaspace_unigram()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", pair=pair, special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    ours = encoder(tokenizer, max_length=40)
+    for question, passage in (("how many texts", "a quick fox"), ("", "a dog"), ("fox", "")):
+        row = ours.pair_windows(question, passage).rows[0]
+        for side, text in enumerate((question, passage)):
+            content = ours.content(text)
+            ids, place = ours.side(side, content.ids)
+            assert ids.tolist() == row.ids[row.type_ids == side].tolist()
+            assert ids[place].tolist() == content.ids.tolist()

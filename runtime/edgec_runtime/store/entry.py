@@ -12,8 +12,9 @@ from .passage import EncodedPassage, record_bytes
 from .state import ENTRY_BYTES
 
 _FIELDS: Final = struct.Struct("<QQIIIIQIIIII")
+ID_CRC: Final = 44
 EMBEDDING_CRC: Final = 52
-"""Where in an entry the crc32 of the embedding is."""
+"""Where in an entry the crc32 of the id and that of the embedding are; that of the record is between them."""
 
 ROW_MASK: Final = 0xFFFFFFFF
 

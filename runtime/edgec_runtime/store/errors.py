@@ -5,7 +5,7 @@ StoreError(BundleError)       cause and remedy; `exit_code` is what the command 
 ├── StoreExists               something is where a store is to be made
 ├── StoreTooNew               written by a later format than this runtime reads
 ├── StoreDamaged              a file is cut short, or a checksum differs
-├── StoreMismatch             made by another build, another input component or another compression
+├── StoreMismatch             made by another build, of another width, or with other options
 ├── StoreInUse                another writer has the store open
 ├── StoreFull                 no space left; what was committed is whole
 ├── StoreInaccessible         the file system refused something else

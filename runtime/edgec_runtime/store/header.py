@@ -15,8 +15,8 @@ FORMAT: Final = 1
 MAGIC: Final = b"EDGECSTO"
 BYTES: Final = 512
 
-# magic, format, width, states, embedding_dim, embedding, overlap, build_id, digest; zeros and a crc32 follow.
-_FIELDS: Final = struct.Struct("<8sIIIIII128s128s")
+# magic, format, width, states, embedding_dim, embedding, overlap, build_id; zeros and a crc32 follow.
+_FIELDS: Final = struct.Struct("<8sIIIIII128s")
 _TEXT_LIMIT: Final = 127
 _CODES: Final = {"float16": 1, "int8": 2, "float32": 3}
 _NAMES: Final = {code: name for name, code in _CODES.items()}
@@ -27,13 +27,12 @@ _COUNT_LIMIT: Final = 1 << 32
 class InputComponent:
     """What computes the states. Stores of different input components cannot stand for each other.
 
-    build_id: of the bundle; the same for all targets of a build.
-    digest: names the input component's content; the same for all targets that may share a store.
+    build_id: of the bundle. It names weights, compression and tokenizer, and is the same for all targets of a build, so
+    that a store made on one machine serves the bundles of others.
     width: values a token after compression, 1 or more.
     """
 
     build_id: str
-    digest: str
     width: int
 
 
@@ -85,7 +84,6 @@ class Header:
             _CODES[self.embedding],
             self.overlap,
             _text("build_id", component.build_id),
-            _text("digest", component.digest),
         )
         content += bytes(BYTES - 4 - len(content))
         return content + struct.pack("<I", zlib.crc32(content))
@@ -111,8 +109,8 @@ def read_header(folder: Path) -> tuple[Header, int]:
     (written,) = struct.unpack_from("<I", content, 8)
     if written > FORMAT:
         raise StoreTooNew(f"{path} is of format {written}; this runtime reads up to {FORMAT}", "update edgec-runtime")
-    _, _, width, states, dim, embedding, overlap, build_id, digest = _FIELDS.unpack_from(content)
-    component = InputComponent(_unpadded(build_id), _unpadded(digest), width)
+    _, _, width, states, dim, embedding, overlap, build_id = _FIELDS.unpack_from(content)
+    component = InputComponent(_unpadded(build_id), width)
     header = Header(component, _NAMES.get(states, ""), dim, _NAMES.get(embedding, ""), overlap)  # type: ignore[arg-type]
     try:
         intact = header.pack() == content
@@ -125,7 +123,7 @@ def read_header(folder: Path) -> tuple[Header, int]:
 
 def require_component(folder: Path, found: InputComponent, expected: InputComponent) -> None:
     """Raises StoreMismatch, naming what differs, where the states of a store are not of `expected`."""
-    names = {"build_id": "build", "digest": "input component", "width": "width of the compressed states"}
+    names = {"build_id": "build", "width": "width of the compressed states"}
     differences = [
         f"{name} {getattr(found, key)} where {getattr(expected, key)} is expected"
         for key, name in names.items()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .disk import refusals
-from .entry import EMBEDDING_CRC, Entry
+from .entry import EMBEDDING_CRC, ID_CRC, Entry
 from .errors import PassageUnknown, StoreDamaged, StoreEmpty, StoreError, StoreNotFound
 from .header import Header, InputComponent, read_header, require_component
 from .passage import EncodedPassage, Passage, decode, decode_states, embedding_dtype
@@ -132,6 +132,11 @@ class Store:
         if self.header.embedding_dim:
             self._embeddings_checked  # noqa: B018 - for its check
         return self._embeddings
+
+    def checksums(self, rows: int) -> NDArray[np.uint32]:
+        """What the index says of the content of the first `rows` rows: crc32 of id, record and embedding, (rows, 3)."""
+        entries = np.frombuffer(self._maps["index"], "<u4").reshape(self.rows, ENTRY_BYTES // 4)
+        return entries[:rows, ID_CRC // 4 : EMBEDDING_CRC // 4 + 1].copy()
 
     def encoded(self, row: int) -> EncodedPassage:
         """The bytes of a row, checked when they are first read. Raises PassageUnknown, and StoreDamaged."""

@@ -72,11 +72,11 @@ class StoreWriter:
             with refusals(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 sync_folder(folder.parent)
-            _require_free(folder)
+            require_free(folder)
         lock = WriteLock(folder)
         try:
             if new:
-                _require_free(folder)
+                require_free(folder)
                 with refusals(folder):
                     replace_file(folder / HEADER_FILE, content)
                     State(read_header(folder)[1]).write(folder)
@@ -182,13 +182,13 @@ class StoreWriter:
             self.close()
 
 
-def _require_free(folder: Path) -> None:
-    """Raises StoreExists unless the folder is empty, or holds what an interrupted creation left."""
+def require_free(folder: Path) -> None:
+    """Raises StoreExists unless the folder is absent or empty, or holds what an interrupted creation left."""
     ours = {LOCK_FILE, HEADER_FILE, f"{HEADER_FILE}.new", f"{STATE_FILE}.new"}
     with refusals(folder):
-        found = {path.name for path in folder.iterdir()}
+        found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if STATE_FILE in found:
-        raise StoreExists(f"{folder} holds a store", "open it to add to it, remove it, or choose another folder")
+        raise StoreExists(f"{folder} holds a store", "add to it (append, resume), remove it, or choose another folder")
     if found - ours:
         raise StoreExists(f"{folder} is not empty: {min(found - ours)} is in it", "choose another folder")
 

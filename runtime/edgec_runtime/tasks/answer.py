@@ -71,7 +71,7 @@ class Reader(TextModel):
             starts, ends = out["start_logits"].astype(np.float64), out["end_logits"].astype(np.float64)
             null_score = min(null_score, float(starts[0] + ends[0]))
             inside = slice(row.start, row.start + row.count)
-            score, first, last = _best_span(starts[inside], ends[inside], self.max_answer_tokens)
+            score, first, last = best_span(starts[inside], ends[inside], self.max_answer_tokens)
             if score > best:
                 best, span = score, (row.first + first, row.first + last)
         if not len(encoded.content):  # an empty context: there is nothing to choose from
@@ -85,7 +85,7 @@ class Reader(TextModel):
         return Answer(context[start:end], start, end, float(best), float(null_score))
 
 
-def _best_span(starts: Any, ends: Any, limit: int) -> tuple[float, int, int]:
+def best_span(starts: Any, ends: Any, limit: int) -> tuple[float, int, int]:
     """(score, first, last) of the best span of at most `limit` tokens; ties go to the first and shortest."""
     best, span = -np.inf, (0, 0)
     for length in range(min(limit, len(starts))):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from edgec_runtime.store import Header, InputComponent, Passage, StoreWriter
 
-COMPONENT = InputComponent("build-7", "c0ffee" * 8, width=6)
+COMPONENT = InputComponent("build-7", width=6)
 INT8 = Header(COMPONENT, embedding_dim=4, overlap=2)
 FLOAT16 = Header(COMPONENT, states="float16", embedding_dim=3, embedding="float16")
 BARE = Header(COMPONENT)

@@ -70,7 +70,7 @@ def test_halves_go_to_the_even_integer_and_zeros_stay() -> None:
 
 
 def test_a_token_takes_its_width_and_a_scale() -> None:
-    wide = InputComponent("b", "d", width=96)
+    wide = InputComponent("b", width=96)
     assert Header(wide).token_bytes == 96 + 2 and Header(wide, states="float16").token_bytes == 96 * 2
     assert 384 * 2 / Header(wide).token_bytes > 7.6
 

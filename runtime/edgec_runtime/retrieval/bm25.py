@@ -1,0 +1,75 @@
+"""BM25: passages that share rare words with the question, by the full-text search of Python's own sqlite."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+from typing import Final
+
+from edgec_runtime.errors import ExtraMissing
+from edgec_runtime.store import Store
+
+from . import index_file
+from .search import Match, Query, live_matches
+
+INDEX: Final = "bm25.sqlite"
+_TABLE: Final = "CREATE VIRTUAL TABLE passages USING fts5(title, text, content='', tokenize='unicode61')"
+
+
+class BM25:
+    """Words are letters and digits between others, without case and accents; k1 is 1.2 and b 0.75.
+
+    The index, without the texts themselves, is kept in the store's folder and grows with the store. Deleted passages
+    stay in it, and are passed over, until the store is compacted.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Makes, extends or opens the index. Raises StoreDamaged, and ExtraMissing where sqlite has no FTS5."""
+        self.store = store
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(":memory:", check_same_thread=False)
+        kind = f"fts5 unicode61, sqlite {sqlite3.sqlite_version}"
+        saved = index_file.read(store, INDEX, kind)
+        try:
+            if saved is not None:
+                self._database.deserialize(saved.content)
+            else:
+                self._database.execute(_TABLE)
+        except sqlite3.OperationalError as error:
+            raise ExtraMissing(
+                f"the sqlite {sqlite3.sqlite_version} of this Python has no full-text search: {error}",
+                "search with dense, or use a Python whose sqlite has FTS5",
+            ) from error
+        done = 0 if saved is None else saved.rows
+        if done == store.rows:
+            return
+        live = set(store.live.tolist())
+        with self._database:
+            for row in range(done, store.rows):
+                if row in live:
+                    passage = store.passage(row)
+                    self._database.execute(
+                        "INSERT INTO passages(rowid, title, text) VALUES (?, ?, ?)",
+                        (row, passage.title, passage.text),
+                    )
+            self._database.execute("INSERT INTO passages(passages) VALUES ('optimize')")
+        index_file.write(store, INDEX, kind, self._database.serialize())
+
+    def find(self, query: Query, k: int) -> list[Match]:
+        """Passages that share at least one word with the question; none where no passage does."""
+        words = re.findall(r"[^\W_]+", query.text)
+        if not words:
+            return []
+        # Quoted, a word is never an operator of the query language.
+        either = " OR ".join(f'"{word}"' for word in dict.fromkeys(words))
+
+        def best(count: int) -> list[Match]:
+            with self._lock:
+                rows = self._database.execute(
+                    "SELECT rowid, bm25(passages) FROM passages WHERE passages MATCH ? ORDER BY 2, rowid LIMIT ?",
+                    (either, count),
+                ).fetchall()
+            return [Match(int(row), -float(score)) for row, score in rows]
+
+        return live_matches(self.store, k, best)

@@ -1,0 +1,48 @@
+"""`python -m edgec_runtime ask`: questions about passages that were read before."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+from .search import NAMES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE")
+    parser.add_argument("store", metavar="STORE")
+    parser.add_argument("questions", nargs="+", metavar="QUESTION", help="- reads questions from stdin, one a line")
+    parser.add_argument("--k", type=_positive, default=5, metavar="N", help="passages to read (5)")
+    parser.add_argument("--search", choices=NAMES, default="dense", help="how they are found (dense)")
+    parser.add_argument("--threads", type=_positive)
+
+
+def run(options: argparse.Namespace) -> int:
+    from .reader import PassageReader
+
+    for stream in (sys.stdin, sys.stdout):
+        if hasattr(stream, "reconfigure"):  # bytes that are no UTF-8 become a TextInvalid that names the place
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape" if stream is sys.stdin else "strict")
+    with PassageReader.open(options.bundle, options.store, threads=options.threads) as reader:
+        for question in _questions(options.questions):
+            answers = reader.ask(question, options.k, options.search).to_dict()
+            sys.stdout.write(json.dumps(answers, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+    return 0
+
+
+def _questions(given: Sequence[str]) -> Iterator[str]:
+    for question in given:
+        if question == "-":
+            yield from (line.strip() for line in sys.stdin if line.strip())
+        else:
+            yield question
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
