@@ -22,9 +22,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="suite", required=True)
     for name, suite in SUITES.items():
         command = commands.add_parser(name, description=suite.__doc__)
-        command.add_argument(
-            "--out", type=Path, required=True, help="such as benchmarks/results/NAME.json"
-        )
+        command.add_argument("--out", type=Path, required=True, help="such as benchmarks/results/NAME.json")
         suite.add_options(command)
     options = parser.parse_args()
     suite = SUITES[options.suite]

@@ -40,9 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--rounds-of-ten", type=int, default=5, help="of ten passages, which take ten times as long")
-    parser.add_argument(
-        "--splits", type=int, nargs="*", default=list(range(3, 10)), help="beside 5-7, at short"
-    )
+    parser.add_argument("--splits", type=int, nargs="*", default=list(range(3, 10)), help="beside 5-7, at short")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OURS, BESIDE, THIRD = "#c2410c", "#1d4ed8", "#64748b"
+BESIDES: Final = ("plain", "large", "linear", "LoRA", "int8, plain", "teacher", "fp32")
+"""How the rows begin that the method is compared with."""
+
 CURVES: Final = {"after": (THIRD, "after fine-tuning, as it is"), "recovered": (OURS, "after, and recovered"),
                  "before": (BESIDE, "before fine-tuning")}  # fmt: skip
 
@@ -19,7 +22,7 @@ CURVES: Final = {"after": (THIRD, "after fine-tuning, as it is"), "recovered": (
 def draw(suite: str, result: Mapping[str, Any], out: Path) -> None:
     """Write the picture of a suite's result as SVG, the same bytes for the same result."""
     plt.rcParams.update({"font.size": 9, "svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "edgec"})
-    figure = _pruning(result) if suite == "pruning" else _bars(result)
+    figure = _pruning(result) if suite == "pruning" else _points(result)
     figure.savefig(out, metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
 
@@ -67,12 +70,12 @@ def _sparsity(name: str) -> float:
     return float(name.split(",")[1].strip().rstrip("%")) / 100
 
 
-def _bars(result: Mapping[str, Any]) -> Any:
-    """A panel for each column of the means (a task, or the mean of the languages), a bar for each row."""
+def _points(result: Mapping[str, Any]) -> Any:
+    """A panel for each column of the means (a task, or the mean of the languages), a point for each row."""
     means = result["means"]
     columns = result.get("columns") or ["mean"]
     figure, axes = plt.subplots(
-        1, len(columns), figsize=(3 + 2.6 * len(columns), 1.2 + 0.26 * len(means)), sharey=True, squeeze=False
+        1, len(columns), figsize=(3 + 2.6 * len(columns), 1.2 + 0.3 * len(means)), sharey=True, squeeze=False
     )
     names = list(means)
     for axis, column in zip(axes[0], columns, strict=True):
@@ -80,15 +83,15 @@ def _bars(result: Mapping[str, Any]) -> Any:
             row = means[name].get(column)
             if row is None:
                 continue
-            axis.barh(
-                place, row["mean"], xerr=row["std"] or None, color=THIRD if "plain" in name else OURS, height=0.65
-            )
+            # A point, not a bar: the axis does not begin at 0.
+            colour = THIRD if name.startswith(BESIDES) and "+" not in name else OURS
+            axis.errorbar(row["mean"], place, xerr=row["std"] or None, color=colour, marker="o", markersize=4)
             axis.annotate(
                 f"{row['mean']:.1f}",
                 (row["mean"], place),
-                xytext=(4, 0),
+                xytext=(0, 4),
                 textcoords="offset points",
-                va="center",
+                ha="center",
                 fontsize=7,
             )
         values = [row[column]["mean"] for row in means.values() if column in row]
@@ -96,7 +99,8 @@ def _bars(result: Mapping[str, Any]) -> Any:
             spread = max(values) - min(values)
             axis.set_xlim(max(0.0, min(values) - 0.25 * spread - 1), max(values) + 0.25 * spread + 1)
         axis.set_title(column, fontsize=9)
-        axis.grid(axis="x", alpha=0.3)
+        axis.grid(alpha=0.3)
+        axis.margins(y=0.08)
     axes[0, 0].set_yticks(range(len(names)), names, fontsize=7)
     axes[0, 0].invert_yaxis()
     figure.tight_layout()
