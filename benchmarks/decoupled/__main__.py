@@ -11,9 +11,9 @@ from typing import Any
 
 from edgec_runtime import machine
 
-from . import latency
+from . import latency, store
 
-SUITES: dict[str, Any] = {"latency": latency}
+SUITES: dict[str, Any] = {"latency": latency, "store": store}
 """Each has `add_options(parser)`, `measure(options)`, `draw(result, file)` and `table(result)`."""
 
 
