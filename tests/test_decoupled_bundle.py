@@ -109,6 +109,13 @@ def test_the_ratios_of_the_paper(split: int, paper: float, tmp_path: Path) -> No
     assert found is not None and found.cross_ratio == pytest.approx(paper, abs=0.01)
 
 
+def test_the_graphs_as_torch_exports_them_load(state: ModelState, here: Target, tmp_path: Path) -> None:
+    """What a bundle is measured against."""
+    Exporter(state, name="plain").write_plain(tmp_path / "plain", here)
+    with load(tmp_path / "plain") as plain:
+        assert plain.raw(REQUESTS[:1])[0]["start_logits"].ndim == 1
+
+
 def test_bench_and_evaluate_take_it(bundles: dict[str, Path], tmp_path: Path) -> None:
     report = edgec.bench([bundles["fp32"], bundles["int8"]], tokens=[16], rounds=5, cold_start=False)
     assert [one.precision for one in report.bundles] == ["fp32", "int8"]

@@ -84,7 +84,7 @@ def _part(name: str, state: ModelState, module: Any) -> Part:
     labels = len(state.spec.labels or ())
     size: dict[str, tuple[int, ...]] = {
         "sentence_embedding": (part.hidden_size,),
-        "embedding": (part.hidden_size,),
+        "text_embedding": (part.hidden_size,),
         "logits": (part.model.config.vocab_size if state.spec.task == "fill-mask" else labels,),
     }
     if part.seam is not None:

@@ -130,12 +130,12 @@ def _through(part: Any, stack: tuple[Layer, ...], hidden: torch.Tensor, mask: to
 class InputComponent(nn.Module):
     """One text of a pair: input_ids, attention_mask and token_type_ids, int32 (batch, tokens), to what is kept of it.
 
-    states: (batch, tokens, width), what the cross component reads. embedding: (batch, hidden), the mean of its states
-    below the seam, of unit length, what it is found by. Shares all modules with the part that it is made of.
+    states: (batch, tokens, width), what the cross component reads. text_embedding: (batch, hidden), the mean of its
+    states below the seam, of unit length, what it is found by. Shares all modules with the part that it is made of.
     """
 
     input_names = ("input_ids", "attention_mask", "token_type_ids")
-    output_names = ("states", "embedding")
+    output_names = ("states", "text_embedding")
 
     def __init__(self, part: Any) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class InputComponent(nn.Module):
         self._part = (part,)
         tokens = {0: "batch", 1: "tokens"}
         self.input_axes = {name: dict(tokens) for name in self.input_names}
-        self.output_axes = {"states": dict(tokens), "embedding": {0: "batch"}}
+        self.output_axes = {"states": dict(tokens), "text_embedding": {0: "batch"}}
         self.eval()
 
     def forward(

@@ -60,7 +60,7 @@ class Components:
         return self.cross.run({"states": states, "attention_mask": mask, "token_type_ids": types})
 
     def encode(self, texts: Sequence[NDArray[Any]], side: int, dtype: Any = np.int32) -> dict[str, NDArray[Any]]:
-        """What the part `input` gives of texts, ids without padding: states (texts, tokens, width), embedding.
+        """What the part `input` gives of texts, ids without padding: states (texts, tokens, width), text_embedding.
 
         side: 0 the first text of a row, 1 the second. Raises EngineFailed.
         """

@@ -39,7 +39,7 @@ class Decoupled:
         self.reader, self.parts = reader, parts
         self.encoder, self.manifest = reader.encoder, reader.manifest
         self.component = InputComponent(self.manifest.build_id, _last_axis(self.manifest, INPUT, "states"))
-        self.embedding_dim = _last_axis(self.manifest, INPUT, "embedding")
+        self.embedding_dim = _last_axis(self.manifest, INPUT, "text_embedding")
         self._dtype = {part: _dtype(self.manifest, part) for part in (INPUT, CROSS)}
 
     @property
@@ -50,7 +50,7 @@ class Decoupled:
     def read(self, ids: Ids, side: int) -> Reading:
         """What the input component makes of a text: the ids of one side of a row. Raises EngineFailed."""
         outputs = self.parts.encode([ids], side, self._dtype[INPUT])
-        return Reading(outputs["states"][0], outputs["embedding"][0])
+        return Reading(outputs["states"][0], outputs["text_embedding"][0])
 
     def join(self, states: NDArray[np.float32], mask: NDArray[Any], types: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """The task's outputs of rows: states (rows, tokens, width), mask and types (rows, tokens).

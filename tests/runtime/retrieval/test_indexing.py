@@ -68,7 +68,7 @@ def test_states_are_those_of_the_passage_row(bundle: Path, kept: Path) -> None:
         passage = store.passage(store.row("cara#0"))
         np.testing.assert_allclose(passage.states, outputs["states"][0], atol=2e-3)
         assert passage.embedding is not None
-        np.testing.assert_array_equal(passage.embedding, outputs["embedding"][0])
+        np.testing.assert_array_equal(passage.embedding, outputs["text_embedding"][0])
 
 
 def test_figures_and_progress(bundle: Path, tmp_path: Path) -> None:
