@@ -77,7 +77,7 @@ def compress(
     check_forms(forms)
     rows = read_data(asked, say)
     calibration, evaluation = rows.calibration, rows.evaluation
-    cache = PassCache(out, resume=resume)
+    cache = PassCache(out, resume=resume, say=say)
 
     with open_device(on) as device, atomic_folder(out, force=force) as work, cache:
         facts = device.facts()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 class PassCache:
     """A hidden folder beside the output, one build a pass, named by everything that the pass depends on.
 
-    resume: take up what is there. writes: of several processes that train together one does; the others only read.
+    resume: take up what is there. writes: of several processes that train together one does; the others only read. say:
+    is told that something is kept where an error ends the run.
     """
 
-    def __init__(self, out: Path, *, resume: bool, writes: bool = True) -> None:
+    def __init__(
+        self, out: Path, *, resume: bool, writes: bool = True, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.say, self.trained = say, False
         self.folder = out.parent / f".{out.name}.passes"
         self.resume, self.writes = resume, writes
         if not resume:
@@ -54,9 +58,11 @@ class PassCache:
         from edgec.models import load_build
 
         try:
-            return load_build(self.folder / key)
+            state = load_build(self.folder / key)
         except ModelError:
             return None
+        self.trained |= _trained(state)
+        return state
 
     def put(self, key: str, state: ModelState) -> None:
         if not self.writes:
@@ -65,6 +71,7 @@ class PassCache:
 
         shutil.rmtree(self.folder / key, ignore_errors=True)
         save_build(state, self.folder / key)
+        self.trained |= _trained(state)
 
     def training_folder(self, key: str) -> Path:
         """Where the pass of that key keeps its checkpoints while it trains."""
@@ -74,13 +81,23 @@ class PassCache:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Only an interruption leaves something to take up: an error would come again.
-        if kind is None or (issubclass(kind, Exception) and not issubclass(kind, ProcessLost)):
+        if kind is None:
             self.clear()
+        elif issubclass(kind, Exception) and not issubclass(kind, ProcessLost):
+            # After an error, which may come again, only what took long is worth its room.
+            if self.trained:
+                self.say("the trained passes are kept: with --resume the next run takes them up")
+            else:
+                self.clear()
 
     def clear(self) -> None:
         if self.writes:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _trained(state: ModelState) -> bool:
+    """Whether a pass has learned something."""
+    return any('"losses"' in json.dumps(record.report) for record in state.history)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from edgec_runtime.manifest import PassRecord
 from tiny_models import SENTENCES, sentence_transformer
 from tokenizers import normalizers
 
@@ -173,3 +174,20 @@ def test_what_stays(state: ModelState, tmp_path: Path, error: BaseException | No
     assert cache.folder.exists() == kept
     assert (PassCache(tmp_path / "out", resume=True).get("k") is not None) == kept
     assert PassCache(tmp_path / "out", resume=False).get("k") is None
+
+
+def test_an_error_does_not_cost_what_was_learnt(state: ModelState, tmp_path: Path) -> None:
+    record = PassRecord("align", {}, {"phases": {"1": {"losses": {"5": 0.5}}}})
+    learnt = dataclasses.replace(state, history=(*state.history, record))
+    said: list[str] = []
+    with pytest.raises(DataError), PassCache(tmp_path / "out", resume=False, say=said.append) as cache:
+        cache.put("k", learnt)
+        raise DataError("x")
+    assert said == ["the trained passes are kept: with --resume the next run takes them up"]
+    with pytest.raises(DataError), PassCache(tmp_path / "out", resume=True) as cache:
+        assert cache.get("k") is not None
+        raise DataError("x")
+    assert (cache.folder / "k").is_dir()
+    with PassCache(tmp_path / "out", resume=True) as cache:
+        assert cache.get("k") is not None
+    assert not cache.folder.exists()
