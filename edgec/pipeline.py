@@ -260,14 +260,13 @@ class _Build:
     def tensors(self, bundles: Mapping[str, Manifest]) -> dict[str, list[dict[str, Any]]]:
         """The error of each tensor against float, by target; fp32 bundles have none."""
         from edgec.auditing import tensor_errors
+        from edgec.emulation import adapt
 
-        return {
-            name: [
-                dataclasses.asdict(one) for one in tensor_errors(self.work / "bundles" / name, self.work / "baseline")
-            ]
-            for name, manifest in bundles.items()
-            if manifest.parts[0].precision == "int8"
-        }
+        def errors(name: str) -> list[dict[str, Any]]:
+            found = tensor_errors(self.work / "bundles" / name, self.work / "baseline", adapt=adapt)
+            return [dataclasses.asdict(one) for one in found]
+
+        return {name: errors(name) for name, manifest in bundles.items() if manifest.parts[0].precision == "int8"}
 
     def archives(self, bundles: Mapping[str, Manifest]) -> dict[str, int]:
         """Write each bundle as one compressed file beside its folder; the bytes of each, by target."""

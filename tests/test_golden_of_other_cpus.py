@@ -9,7 +9,8 @@ import pytest
 from edgec_runtime import cpu, golden
 from edgec_runtime.manifest import TargetInfo
 
-from edgec.emulation import emulate, foreign_kind, spread
+from edgec.auditing import tensor_errors
+from edgec.emulation import adapt, emulate, foreign_kind, spread
 from edgec.exporter import Exporter
 from edgec.target import load_target
 
@@ -64,6 +65,23 @@ def test_a_cpu_that_saturates_exports_for_those_that_do_not(
     monkeypatch.setattr(cpu, "features", lambda: frozenset({"avx2"}))
     parity = exporter.write(tmp_path / name, load_target(name)).parity["int8_against_reference"]
     assert parity["worst_share"] > 0.97
+
+
+def test_the_error_of_tensors_is_that_of_the_targets_cpus(
+    exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = load_target("x86_64-vnni")
+    exporter.write(tmp_path / "int8", target)
+    exporter.write(tmp_path / "fp32", target, precision="fp32")
+    monkeypatch.setattr(cpu, "features", lambda: frozenset({"avx2"}))
+    rewritten = tensor_errors(tmp_path / "int8", tmp_path / "fp32", adapt=adapt)
+    # Saturated sums would cost several dB.
+    worst = min(error.snr_db for error in rewritten if error.snr_db is not None)
+    assert worst > 20
+    if _has_vnni():
+        own = tensor_errors(tmp_path / "int8", tmp_path / "fp32")
+        assert [error.module for error in own] == [error.module for error in rewritten]
+        assert min(error.snr_db for error in own if error.snr_db is not None) == pytest.approx(worst, abs=0.5)
 
 
 def _golden(exporter: Exporter, folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 from edgec_runtime import golden, integrity, load, loading
 from edgec_runtime.engine import OnnxRuntimeEngine
-from edgec_runtime.manifest import Part
+from edgec_runtime.manifest import Part, TargetInfo
 from edgec_runtime.notices import BundleWarning
 from edgec_runtime.text import Row
 
@@ -42,17 +42,28 @@ class TensorError:
     cosine: float
 
 
-def tensor_errors(bundle: str | Path, baseline: str | Path, *, progress: Progress = no_progress) -> list[TensorError]:
+Adapt = Callable[[TargetInfo, ir.Model], None]
+"""Changes an int8 graph, in place, where that takes it to answer here as its target's CPUs do."""
+
+
+def tensor_errors(
+    bundle: str | Path,
+    baseline: str | Path,
+    *,
+    adapt: Adapt = lambda target, model: None,
+    progress: Progress = no_progress,
+) -> list[TensorError]:
     """Run both bundles on the golden requests of `bundle`, unpadded, and compare module by module.
 
     A module's output is that of the last node that carries its path; modules come in the order in which the float
     graph computes these outputs. Compared are the modules whose output is a float tensor of the same shape in both
     graphs. One that a kernel of the quantized graph took into another (queries, keys and values into QAttention) has
-    none of its own there: its error is in the output of the module that took it. Raises UserError where no module is
+    none of its own there: its error is in the output of the module that took it. adapt: see Adapt; edgec.emulation has
+    one. Raises UserError where no module is
     left to compare, and BundleError for a bundle that the runtime refuses.
     """
     rows = _golden_rows(Path(bundle))
-    references, candidates = _Graph.read_all(Path(baseline)), _Graph.read_all(Path(bundle))
+    references, candidates = (_Graph.read_all(Path(folder), adapt) for folder in (baseline, bundle))
     if len(references) != len(candidates):
         raise UserError(f"{bundle} and {baseline} are not made of the same parts", "compare bundles of one model")
     pairs = list(zip(references, candidates, strict=True))
@@ -106,15 +117,21 @@ class _Graph:
     outputs: dict[str, ir.Value]
 
     @classmethod
-    def read_all(cls, folder: Path) -> list[_Graph]:
+    def read_all(cls, folder: Path, adapt: Adapt) -> list[_Graph]:
         """Of every part of a bundle."""
         manifest = integrity.read_manifest(folder)
         integrity.verify_files(folder, manifest)
-        return [cls.read(part, loading.check_graph(folder, manifest, part)) for part in manifest.parts]
+        graphs = []
+        for part in manifest.parts:
+            path = loading.check_graph(folder, manifest, part)
+            model = ir.load(path)
+            if part.precision == "int8":
+                adapt(manifest.target, model)
+            graphs.append(cls.of(part, path, model))
+        return graphs
 
     @classmethod
-    def read(cls, part: Part, path: Path) -> _Graph:
-        model = ir.load(path)
+    def of(cls, part: Part, path: Path, model: ir.Model) -> _Graph:
         outputs: dict[str, ir.Value] = {}
         for node in model.graph:
             if module := node.metadata_props.get(MODULE_KEY):

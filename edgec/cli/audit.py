@@ -47,12 +47,13 @@ def audit(
     """
     from edgec.auditing import audit as run_audit
     from edgec.auditing import tensor_errors
+    from edgec.emulation import adapt
 
     against = against or _baseline(bundle)
     report = run_audit(
         bundle, tokens=tokens, question_tokens=question_tokens, threads=threads, progress=console.progress
     )
-    errors = None if against is None else tensor_errors(bundle, against, progress=console.progress)
+    errors = None if against is None else tensor_errors(bundle, against, adapt=adapt, progress=console.progress)
     if str(json) != "-":
         for name, part in report.parts.items():
             _show(f"{report.name} for {report.target}, part {name}, {report.tokens} tokens", part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .graph import EmulatedEngine, Pairs, emulate
 from .kinds import KINDS, Kind, kind_of, kind_of_target
-from .native import foreign_kind, load_as_target
+from .native import adapt, foreign_kind, load_as_target
 from .spread import Spread, spread, verification
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Kind",
     "Pairs",
     "Spread",
+    "adapt",
     "emulate",
     "foreign_kind",
     "kind_of",

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
 from edgec_runtime import cpu, load
 from edgec_runtime.manifest import TargetInfo
 from edgec_runtime.notices import BundleWarning
 
 from .kinds import Kind
 from .model import emulated
+from .operators import rewrite
 
 if TYPE_CHECKING:
     from edgec_runtime.loading import Model
@@ -35,6 +37,13 @@ def foreign_kind(target: TargetInfo) -> Kind | None:
     if needed <= {cpu.feature(name) for name in has}:
         return None
     return "arm64" if arm else "vnni" if "vnni" in needed else "avx2"
+
+
+def adapt(target: TargetInfo, model: ir.Model) -> None:
+    """Change the 8-bit products of a graph for `target`, in place, where this machine's would not be right for it."""
+    kind = foreign_kind(target)
+    if kind is not None:
+        rewrite(model, kind)
 
 
 @contextmanager
