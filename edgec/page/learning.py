@@ -52,7 +52,7 @@ def _note(name: str, at: At) -> Sentence:
         said += [" on ", figures.count(at["rows"]), " rows"]
     if at.get("best_step"):
         said += [", of which the weights of step ", figures.count(at["best_step"]), " were kept"]
-    if at.get("stopped_early"):
+    if at.get("stopped_early").value:
         said += [", ended early by patience"]
     return (*said, ".")
 
