@@ -11,9 +11,9 @@ from typing import Any
 
 from edgec_runtime import machine
 
-from . import latency, store
+from . import latency, quality, store
 
-SUITES: dict[str, Any] = {"latency": latency, "store": store}
+SUITES: dict[str, Any] = {"latency": latency, "quality": quality, "store": store}
 """Each has `add_options(parser)`, `measure(options)`, `draw(result, file)` and `table(result)`."""
 
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from edgec_runtime import PassageReader, index, machine
-from edgec_runtime.retrieval import Document
+from edgec_runtime import Document, PassageReader, index, machine
 from edgec_runtime.store import Store
 
 from edgec.data.examples import Question
@@ -50,7 +49,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"target": target.name, "threads": options.threads, "contexts": len(contexts)}
     with tempfile.TemporaryDirectory(prefix="edgec-store-") as temporary:
         folder = Path(temporary)
-        state = with_head(load_model(TOKENIZER, max_length=384), "question-answering")
+        state = with_head(load_model(TOKENIZER, max_length=256), "question-answering")
         made = bundles(cut(state, SPLIT, COMPRESSION), folder, target, "reader")
         for states in ("float16", "int8"):
             first = index(
