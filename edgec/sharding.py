@@ -293,7 +293,9 @@ def _cluster(ray: Any, address: str | None, workers: int | None, threads: int) -
 
     Raises SystemFailure.
     """
-    if ray.is_initialized() and address is None:
+    if ray.is_initialized():
+        if address is not None:
+            raise UserError("this program has called ray.init already", "leave the address out")
         yield _workers(ray, workers, threads)
         return
     folder = None
@@ -302,6 +304,9 @@ def _cluster(ray: Any, address: str | None, workers: int | None, threads: int) -
     try:
         try:
             if address is not None:
+                host, _, port = address.rpartition(":")
+                if host and port.isdecimal():  # Ray itself would try for minutes
+                    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             else:
                 # Its ports are open to the network, and who does not know the token is refused. Without one here Ray

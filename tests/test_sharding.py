@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -276,11 +277,37 @@ def test_errors_of_workers(bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
     call(MANY, SystemFailure, "documents 'ada-0' to .*: ModuleNotFoundError: No module named 'onnxruntime'", workers=1)
 
 
+@pytest.mark.usefixtures("cluster")
+def test_the_commands_of_the_docs(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs/ask.md").read_text()
+    alone, joined = [line for line in page.splitlines() if line.startswith("edgec ") and "--engine ray" in line]
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.jsonl").write_text('{"text": "Ada works in Bern ."}\n')
+    assert invoke(shlex.split(alone.replace("BUNDLE", str(bundle)))[1:]) == 0
+    assert "documents" in capfd.readouterr().out
+    other = joined.replace("BUNDLE", str(bundle)).replace("corpus.store", "other.store")
+    assert invoke(shlex.split(other)[1:]) == 2
+    assert "has called ray.init already" in capfd.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "corpus.store"]
+
+
 def test_a_node_that_does_not_see_the_folders(bundle: Path, tmp_path: Path) -> None:
     options = sharding.Options("b", "int8", 0, None, 5, True)
     for place, shard in ((tmp_path / "no", tmp_path / "w" / "001"), (bundle, tmp_path / "w" / "001")):
         with pytest.raises(SystemFailure, match=r"a node of the Ray cluster, has no folder .*/(no|w)$"):
             sharding.index_shard(place, sharding.Shard(shard, DOCUMENTS), options, 1)
+
+
+def test_no_cluster_at_an_address(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the train")
+    command = [sys.executable, "-c", "from edgec.cli.main import main; main()", "index", bundle, tmp_path / "a.txt"]
+    command += ["--out", tmp_path / "store", "--engine", "ray", "--address", "127.0.0.1:1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 3 and "no Ray cluster at 127.0.0.1:1: " in done.stderr, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_shards_depend_on_characters_alone(tmp_path: Path) -> None:
