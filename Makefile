@@ -32,6 +32,6 @@ clean:
 $(STAMP): pyproject.toml runtime/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e "./runtime[text,search]" -e ".[demo,dev,speech]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e "./runtime[text,search]" -e ".[demo,dev,ray,speech]"
 	$(BIN)/edgec doctor --repair
 	touch $@

@@ -13,6 +13,7 @@ from edgec_runtime import index as index_documents
 from edgec.data.documents import Columns, Documents
 from edgec.data.files import OnError
 from edgec.errors import UserError
+from edgec.sharding import index_with_ray, interrupted
 
 Progress = Callable[[str, int], Callable[[int], None]]
 Say = Callable[[str], None]
@@ -36,6 +37,9 @@ def index(
     resume: bool = False,
     on_error: OnError = "raise",
     threads: int | None = None,
+    engine: Literal["local", "ray"] = "local",
+    workers: int | None = None,
+    address: str | None = None,
     progress: Progress = lambda label, total: lambda done: None,
     say: Say = lambda message: None,
 ) -> dict[str, Any]:
@@ -43,11 +47,17 @@ def index(
 
     passages: files and folders, as docs/ask.md describes them. format, text, id, title: of a table. append: add to a
     store, and refuse documents that it has; resume: add what it does not have yet, after an interruption or when files
-    were added. The other options are those of edgec_runtime.index. Gives its figures as JSON values, the store's path,
-    and how many malformed rows were skipped. Raises EdgecError or BundleError.
+    were added. engine: "ray" reads shards of the passages on at most `workers` workers of the Ray cluster at `address`,
+    or of one that is started on this machine, and gives the same bytes; threads are then those of a worker. The other
+    options are those of edgec_runtime.index. Gives its figures as JSON values, the store's path, and how many malformed
+    rows were skipped. Raises EdgecError or BundleError.
     """
     if append and resume:
         raise UserError("append and resume exclude each other", "resume adds to a store, too: leave append out")
+    if engine == "local" and (workers is not None or address is not None):
+        raise UserError("workers and address are options of the engine ray", "give the engine, or leave them out")
+    if engine == "ray" and append:
+        raise UserError("the engine ray makes new stores", "make one of the new documents; edgec_runtime.store.merge")
     given = [passages] if isinstance(passages, str | Path) else list(passages)
     documents = Documents(given, format=format, columns=Columns(text, id, title), on_error=on_error)
     if documents.left_out:
@@ -61,19 +71,24 @@ def index(
             move = progress("read passages", total or 0)
         move(done)
 
-    done = index_documents(
-        bundle,
-        documents,
-        out,
-        mode="append" if append else "resume" if resume else "create",
-        states=states,
-        overlap=overlap,
-        question_tokens=question_tokens,
-        passage_tokens=passage_tokens,
-        split=split,
-        threads=threads,
-        progress=moved,
-    )
+    options: dict[str, Any] = {
+        "states": states,
+        "overlap": overlap,
+        "question_tokens": question_tokens,
+        "passage_tokens": passage_tokens,
+        "split": split,
+        "threads": threads,
+        "progress": moved,
+    }
+    if engine == "ray" and resume and Path(out).exists() and not interrupted(Path(out)):
+        say(f"{out} is there, and no shard is left to take up: what is new is read by this process alone")
+        engine, options["threads"] = "local", None
+    if engine == "ray":
+        cluster: dict[str, Any] = {"workers": workers, "address": address}
+        done = index_with_ray(Path(bundle), documents, Path(out), resume=resume, **options, **cluster)
+    else:
+        mode: Literal["append", "resume", "create"] = "append" if append else "resume" if resume else "create"
+        done = index_documents(bundle, documents, out, mode=mode, **options)
     return {"store": str(out), **asdict(done), "malformed": documents.skipped}
 
 

@@ -30,7 +30,8 @@ EDGEC = {
     ],
     "index": [
         *("bundle", "passages", "out", "format", "text", "id", "title", "states", "overlap", "question_tokens"),
-        *("passage_tokens", "split", "append", "resume", "on_error", "threads", "progress", "say"),
+        *("passage_tokens", "split", "append", "resume", "on_error", "threads", "engine", "workers", "address"),
+        *("progress", "say"),
     ],
     "run": ["bundle", "inputs"],
     "sensitivity": [

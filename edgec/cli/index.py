@@ -11,6 +11,11 @@ import typer
 from edgec.cli import console
 
 
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 class States(StrEnum):
     int8 = "int8"
     float16 = "float16"
@@ -73,7 +78,20 @@ def index(
     verify: Annotated[
         Path | None, typer.Option("--verify", metavar="STORE", help="Read and check every byte of a store instead.")
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads to use; of each worker, default 1 there.")
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="What reads: this process, or the workers of a Ray cluster.")
+    ] = Engine.local,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Ray workers at a time; default one for each CPU."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster; without it one is started here."),
+    ] = None,
     json: Annotated[Path | None, console.json_option("Write the figures to a file; - is stdout.")] = None,
 ) -> None:
     """Read passages once, so that `edgec ask` answers questions about them.
@@ -110,6 +128,9 @@ def index(
             resume=resume,
             on_error="skip" if skip_malformed else "raise",
             threads=threads,
+            engine=engine.value,
+            workers=workers,
+            address=address,
             progress=console.progress,
             say=console.say,
         )

@@ -31,8 +31,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_commands_run(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    lines = [line for line in command_lines(PAGE, "edgec") if "compress" not in line]
-    assert len(lines) == 7
+    lines = [line for line in command_lines(PAGE, "edgec") if "compress" not in line and "ray" not in line]
+    assert len(lines) == 7  # those with Ray are run by tests/test_sharding.py
     for line in lines:
         command = line.replace("BUNDLE", "build/my-reader/bundles/x86_64-vnni")
         assert invoke(shlex.split(command)[1:]) == 0, capfd.readouterr().err

@@ -87,7 +87,7 @@ def index(
         if found is not None:
             stack.enter_context(found)
         kept = None if found is None else found.header
-        how = _splitting(model, kept, overlap, question_tokens, passage_tokens, split)
+        how = splitting(model, kept, overlap, question_tokens, passage_tokens, split)
         total = None
         taken = frozenset(found.ids) if found is not None and mode == "append" else frozenset()
         if iter(documents) is not documents:
@@ -220,7 +220,7 @@ def _at_least_one(documents: Iterator[Document]) -> Iterator[Document]:
     return chain([first], documents)
 
 
-def _splitting(
+def splitting(
     model: Decoupled,
     kept: Header | None,
     overlap: int | None,
@@ -228,7 +228,10 @@ def _splitting(
     passage_tokens: int | None,
     split: bool,
 ) -> Splitting:
-    """Raises TextInvalid for options that leave no room."""
+    """How documents become passages of this model. kept: of a store that is there.
+
+    Raises TextInvalid for options that leave no room.
+    """
     limit = model.manifest.preprocessing.max_length
     special = sum(len(model.encoder.side(side, model.encoder.content("").ids)[0]) for side in (0, 1))
     reserved = min(QUESTION_TOKENS, limit // 4) if question_tokens is None else question_tokens
