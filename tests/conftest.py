@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from typing import TYPE_CHECKING
 
 # Before torch: on tiny models its threads wait for each other longer than they compute, most of all while other test
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from edgec.exporter import Exporter
     from edgec.state import ModelState
     from edgec.target import Target
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and so all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -151,7 +151,7 @@ def test_a_graph_that_the_runtime_refuses_makes_no_bundle(exporter: Exporter, he
     broken = ir.from_proto(ir.to_proto(exporter.float_graph))  # a clone would share its types
     broken.graph.inputs[0].dtype = ir.DataType.STRING
     other = copy.copy(exporter)
-    other.float_graph = broken
+    other.float_graphs = {"encoder": broken}
     with pytest.raises(EngineFailed):
         other.write(tmp_path / "bundle", here, precision=FP32)
     assert list(tmp_path.iterdir()) == []

@@ -375,7 +375,8 @@ def test_quality_by_labels(labelled: tuple[Path, Callable[..., Report]], foreign
     assert quality.after == pytest.approx(sum(hits) / 18)
     assert quality.drop == pytest.approx(quality.before - quality.after)
     assert report.bundles[foreign.name].passes[0].report["calibration_texts"] == 6
-    scored = edgec.evaluate(folder / "out" / "bundles" / foreign.name, folder / "rows.csv", text="said", label="mood")
+    with load_as_target(folder / "out" / "bundles" / foreign.name) as model:
+        scored = edgec.evaluate(model, folder / "rows.csv", text="said", label="mood")
     assert scored.metrics["accuracy"] == quality.after
     label = edgec.run(folder / "out" / "bundles" / foreign.name, ["the old house"])[0]
     assert label["label"] in LABELS["text-classification"] and 0 < label["score"] <= 1

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import fresh, golden, load, statistics
+from .decoupled import CROSS
 from .engine import Engine
 from .errors import TaskMismatch
 from .loading import opened
@@ -83,9 +84,11 @@ def shape(
 
 
 def feeds(part: Part, ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Inputs of a part for ids of shape (batch, tokens), every token a real one, the first eighth the first text."""
+    """Inputs of a part for ids of shape (batch, tokens), every token a real one; to a decoupled model the first eighth
+    is the first text, to others all of it."""
     types = np.zeros_like(ids)
-    types[:, max(1, ids.shape[1] // 8) :] = 1
+    if part.name == CROSS:
+        types[:, max(1, ids.shape[1] // 8) :] = 1
     values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
     return {tensor.name: values[tensor.name].astype(tensor.dtype) for tensor in part.inputs}
 

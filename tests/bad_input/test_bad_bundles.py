@@ -68,7 +68,7 @@ def test_build_that_was_changed(model: Path, bundle: Path, tmp_path: Path) -> No
     """A build is the other folder that edgec writes and reads."""
     shutil.copy(model / "config.json", bundle)
     digest = hashlib.sha256((bundle / "config.json").read_bytes()).hexdigest()
-    (bundle / "edgec.json").write_text(json.dumps({"edgec": 3, "files": {"config.json": digest}, "digest": "0"}))
+    (bundle / "edgec.json").write_text(json.dumps({"edgec": 4, "files": {"config.json": digest}, "digest": "0"}))
     done = edgec("export", bundle, "--target", "arm64", "--out", "out", cwd=tmp_path)
     assert_refused(done, 2, "edgec.json was changed after it was written")
     assert not (tmp_path / "out").exists()

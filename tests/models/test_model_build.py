@@ -107,7 +107,7 @@ def test_changed_description_is_refused(tmp_path: Path) -> None:
         (text[:-20], "cannot be read"),
         ("{}", "was changed after it was written"),
         (json.dumps(contents | {"extra": 1}, indent=1) + "\n", "was changed after it was written"),
-        (json.dumps(contents | {"edgec": 4}), "is of build format 4; this edgec reads 3"),
+        (json.dumps(contents | {"edgec": 5}), "is of build format 5; this edgec reads 4"),
     ]:
         where.write_text(changed)
         with pytest.raises(ModelError, match=message):
