@@ -17,6 +17,11 @@ _PYTHON: Final = {
 }
 
 
+_DECOUPLED: Final = """Run `input.onnx` on each of the two texts alone, with its special tokens: the first with
+`token_type_ids` 0, the second with 1. Then `cross.onnx` on the states of the first followed by those of the second. The
+states of a passage can be kept: `edgec_runtime.index` and `PassageReader` do that."""
+
+
 def readme(manifest: Manifest) -> str:
     """README.md of a bundle: what it is and how to run it, from Python and from C."""
     post = manifest.postprocessing
@@ -29,6 +34,8 @@ def readme(manifest: Manifest) -> str:
             for tensor in tensors:
                 axes = ", ".join(map(str, tensor.shape))
                 graphs.append(f"- {kind} `{tensor.name}`: {tensor.dtype} ({axes})")
+    if len(manifest.parts) > 1:
+        graphs += ["", _DECOUPLED]
     features = f", needs the CPU feature {', '.join(manifest.target.features)}" if manifest.target.features else ""
     return f"""# {manifest.name}
 

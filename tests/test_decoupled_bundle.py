@@ -63,6 +63,7 @@ def test_both_graphs_are_int8_and_what_was_decided(family: str, here: Target, tm
         products = [node for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
         assert len(products) >= 5 * layers  # the last of a layer is as small as a head here
     assert check(tmp_path / "int8").ok
+    assert "Then `cross.onnx` on the states" in (tmp_path / "int8" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
