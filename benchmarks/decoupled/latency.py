@@ -40,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--rounds-of-ten", type=int, default=5, help="of ten passages, which take ten times as long")
+    parser.add_argument("--compressed", action="store_true", help="5-7 with compressed states, too")
     parser.add_argument("--splits", type=int, nargs="*", default=list(range(3, 10)), help="beside 5-7, at short")
 
 
@@ -49,7 +50,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(temporary)
         state = whole(folder / "model")
         standard = bundles(state, folder, target, "standard")
-        wanted = {(SPLIT, None), (SPLIT, COMPRESSION), *((split, None) for split in options.splits)}
+        wanted = {(SPLIT, None), *((split, None) for split in options.splits)}
+        wanted |= {(SPLIT, COMPRESSION)} if options.compressed else set()
         cells: list[dict[str, Any]] = []
         for split, compression in sorted(wanted, key=lambda one: (one[0] != SPLIT, one[0], one[1] or 0)):
             name = f"{split}-{LAYERS - split}" + (f", {compression:g}x" if compression else "")
