@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
-from edgec_runtime.decoupled import Components
+from edgec_runtime.decoupled import together
 from edgec_runtime.manifest import Manifest, PassRecord, TargetInfo
 from edgec_runtime.notices import TruncationWarning
 
@@ -164,7 +164,7 @@ class Exporter:
         if quantization is not None:
             graphs = self._lowered(quantization, target)
             made = {name: apply_forms(graph, forms or target.forms) for name, graph in graphs.items()}
-            answers = self.answers(_together({name: _opened(graph, target) for name, graph in graphs.items()}))
+            answers = self.answers(together([_opened(graph, target) for graph in graphs.values()]))
             # First whether the graph is what was decided: only then is the decision to blame for what it costs.
             found = self.against_reference(
                 graphs,
@@ -319,17 +319,17 @@ class Exporter:
             )
             for name, graph in graphs.items()
         }
-        torch_engines = {name: TorchEngine(one, one.input_names, one.output_names) for name, one in modules.items()}
+        torch_engines = [TorchEngine(one, one.input_names, one.output_names) for one in modules.values()]
         with TanhGelu() if tanh_gelu else nullcontext():
-            self.answers(_together(followers))
-            reference = self.answers(_together(torch_engines))
+            self.answers(together(list(followers.values())))
+            reference = self.answers(together(torch_engines))
         agreement = {path: found for one in followers.values() for path, found in one.agreement.items()}
         return reference_parity(reference, answers, self.float_answers, agreement)
 
     @cached_property
     def float_answers(self) -> Sequence[Outputs]:
         """Of the float graphs."""
-        return self.answers(_together({name: open_graph(graph) for name, graph in self.float_graphs.items()}))
+        return self.answers(together([open_graph(graph) for graph in self.float_graphs.values()]))
 
     def answers(self, engine: Engine) -> Sequence[Outputs]:
         """Of any form of this model, to the requests of the golden vectors, one unpadded row at a time."""
@@ -337,11 +337,6 @@ class Exporter:
             # Long requests are there on purpose.
             warnings.simplefilter("ignore", TruncationWarning)
             return model_on(engine, self.manifest, self.tokenizer).raw(self.requests)
-
-
-def _together(engines: Mapping[str, Engine]) -> Engine:
-    """One engine of the model whose graphs these run."""
-    return next(iter(engines.values())) if len(engines) == 1 else Components(engines["input"], engines["cross"])
 
 
 def _opened(graph: ir.Model, target: Target) -> Engine:
@@ -353,7 +348,7 @@ def _opened(graph: ir.Model, target: Target) -> Engine:
 def _emulated(graphs: Graphs, target: Target) -> Engine | None:
     """One that answers as the CPUs of `target` do, where this one would not; None where it would."""
     kind = foreign_kind(_told(target))
-    return None if kind is None else _together({name: emulate(graph, kind) for name, graph in graphs.items()})
+    return None if kind is None else together([emulate(graph, kind) for graph in graphs.values()])
 
 
 def _told(target: Target) -> TargetInfo:

@@ -7,6 +7,7 @@ made of the bundle's at load. docs/audit.md explains the report.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -133,7 +134,7 @@ def audit(
     for done, name in enumerate(files, 1):
         parts[name] = run(name, question if name == INPUT else tokens)
         step(done)
-    components = count(run, question, tokens) if len(files) > 1 else None
+    components = count(parts, partial(run, INPUT), question, tokens) if len(files) > 1 else None
     total = sum((part.macs for part in parts.values()), Macs())
     share = total.int8 / total.total if total.total else 0.0
     return Audit(manifest.name, manifest.target.name, tokens, share, parts, components)

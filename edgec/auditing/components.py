@@ -5,7 +5,7 @@ ElFadeel and Peshterliev, "Decoupled Transformer for Scalable Inference in Open-
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,10 +36,13 @@ class Components:
     answer_ratio: float
 
 
-def count(run: Callable[[str, int], GraphAudit], question_tokens: int, tokens: int) -> Components:
-    """run: the audit of a part on a row of so many tokens. tokens: of question and passage."""
-    question, passage = (run(INPUT, length).macs.total for length in (question_tokens, tokens - question_tokens))
-    below, cross = run(INPUT, tokens), run(CROSS, tokens)
+def count(
+    parts: Mapping[str, GraphAudit], run: Callable[[int], GraphAudit], question_tokens: int, tokens: int
+) -> Components:
+    """parts: the audits of `input` on the question's tokens and of `cross` on all. run: that of `input` on a row of so
+    many tokens. tokens: of question and passage."""
+    question, passage = parts[INPUT].macs.total, run(tokens - question_tokens).macs.total
+    below, cross = run(tokens), parts[CROSS]
     # What a whole model has no need of: the layers that compress and undo it.
     seam = sum(
         layer.int8 + layer.float + layer.weight_only

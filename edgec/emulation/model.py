@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 from edgec_runtime import integrity
-from edgec_runtime.decoupled import Components
+from edgec_runtime.decoupled import together
 from edgec_runtime.engine import Engine
 
 from .graph import EmulatedEngine, Pairs, emulate
@@ -23,7 +23,7 @@ class EmulatedModel:
 
     def __init__(self, engines: list[EmulatedEngine]) -> None:
         self._engines = engines
-        self._engine: Engine = engines[0] if len(engines) == 1 else Components(*engines)
+        self._engine: Engine = together(engines)
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """As Engine.run."""

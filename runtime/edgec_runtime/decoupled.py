@@ -37,6 +37,11 @@ def whole(parts: Sequence[Part], where: str = "the manifest") -> Part:
     return replace(parts[1], inputs=parts[0].inputs)
 
 
+def together(engines: Sequence[Engine]) -> Engine:
+    """The engine of a model whose parts these run, in the manifest's order."""
+    return engines[0] if len(engines) == 1 else Components(*engines)
+
+
 class Components:
     """An Engine of both parts: rows of ids in, the task's outputs out, the texts of a row apart below the seam."""
 

@@ -67,6 +67,13 @@ class OnnxRuntimeEngine:
             raise _load_failure(name, error) from error
         self._outputs = [output.name for output in self.session.get_outputs()]
 
+    @classmethod
+    def of(cls, part: Part, graph: Path, threads: int) -> OnnxRuntimeEngine:
+        """That of a manifest's part. graph: its file, checked. Raises ManifestInvalid too, as `require_fits`."""
+        engine = cls(graph, threads=threads, name=part.name, optimize=part.optimize_at_load)
+        engine.require_fits(part)
+        return engine
+
     def require_fits(self, part: Part) -> None:
         """Raises ManifestInvalid where the graph's inputs and outputs are not those of the manifest."""
         sides = (

@@ -60,7 +60,7 @@ def assemble(
     # Hashing does not hold the interpreter, so it goes on while numpy and onnxruntime, the larger half of a cold
     # start, are being imported.
     verification = Background(lambda: integrity.verify_files(folder, manifest) if verify else [])
-    from . import engine as _imported  # noqa: F401
+    from .engine import OnnxRuntimeEngine
 
     chosen = choose(part, manifest.execution, schedule)
     stamps = verification.result()
@@ -69,7 +69,7 @@ def assemble(
     # Nor does onnxruntime, for most of the time that it takes to open a session: what is left of the imports, and the
     # tokenizer, take that time.
     each = 1 if chosen == "streams" else threads
-    opening = Background(lambda: _together([_opened(one, graph, each) for one, graph in graphs]))
+    opening = Background(lambda: _together([OnnxRuntimeEngine.of(one, graph, each) for one, graph in graphs]))
     try:
         opening.let_begin()
         from .runner import Runner
@@ -96,23 +96,19 @@ def assemble(
 
 def opened(folder: Path, manifest: Manifest, threads: int) -> Engine:
     """The graphs of a verified bundle as one engine. Raises what `load` raises for a graph."""
-    return _together([_opened(part, check_graph(folder, manifest, part), threads) for part in manifest.parts])
+    from .engine import OnnxRuntimeEngine
+
+    return _together(
+        [OnnxRuntimeEngine.of(part, check_graph(folder, manifest, part), threads) for part in manifest.parts]
+    )
 
 
 def _together(engines: list[OnnxRuntimeEngine]) -> Engine:
     if len(engines) == 1:
-        return engines[0]
-    from .decoupled import Components
+        return engines[0]  # without the module below: every one counts in a cold start
+    from .decoupled import together
 
-    return Components(*engines)
-
-
-def _opened(part: Part, graph: Path, threads: int) -> OnnxRuntimeEngine:
-    from .engine import OnnxRuntimeEngine
-
-    engine = OnnxRuntimeEngine(graph, threads=threads, name=part.name, optimize=part.optimize_at_load)
-    engine.require_fits(part)
-    return engine
+    return together(engines)
 
 
 def _task(name: str) -> type[Model]:
