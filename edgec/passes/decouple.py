@@ -110,31 +110,13 @@ class Decouple(TrainingOptions):
     def apply(self, state: ModelState, ctx: PassContext) -> PassResult:
         from edgec.models.decoupled import decoupled
         from edgec.nn.layout import layers
-        from edgec.training.compression import explained, with_compression
-        from edgec.training.decoupling import Decoupling
-        from edgec.training.features import Featurizer
-        from edgec.training.objectives import Supervised
-
-        cut = decoupled(copied(state), self.split)
-        rows = Featurizer(cut, max_length=self.max_length).labelled(ctx.data.train)
-        objective = Decoupling(
-            state.parts["encoder"],
-            Supervised(multi_label=state.spec.multi_label),
-            weight=self.distill,
-            temperature=self.temperature,
-            states=self.states,
-            attention=self.attention,
-            contrastive=self.contrastive,
-        )
-
-        def trained(model: ModelState, options: TrainingOptions, label: str) -> dict[str, Any]:
-            return fit(model, rows, objective, options, ctx, label=label, folder=label).to_dict()
 
         finished = ctx.training_folder / "finished"
         if (known := _finished(finished)) is not None:
             after, learnt = known
         else:
-            after, learnt = cut, trained(cut, self.trains, "decouple")
+            after = decoupled(copied(state), self.split)
+            learnt = self._trained(after, state, ctx, self.trains, "decouple")
         part: Any = after.parts["encoder"]
         report: dict[str, Any] = {
             "split": f"{self.split}-{len(layers(part)) - self.split}",
@@ -143,17 +125,52 @@ class Decouple(TrainingOptions):
             **learnt,
             "left_alone": {},
         }
-        width = self.width(part.hidden_size)
-        if width is not None:
+        if self.compression is not None:
             if known is None:
                 _finish(finished, after, learnt)
-            pad_id = int(after.tokenizer.pad_token_id or 0)
-            part.seam = with_compression(part, rows, width, pad_id=pad_id)
-            report |= {"width": width, "explained_variance": round(explained(part, rows, pad_id=pad_id), 4)}
-            joint = dataclasses.replace(self.trains, steps=self.compression_steps or self.steps)
-            report["compression"] = trained(after, joint, "compression")
+            report |= self.compress(after, state, ctx)
         shutil.rmtree(finished, ignore_errors=True)
         return PassResult(after, report)
+
+    def compress(self, after: ModelState, teacher: ModelState, ctx: PassContext) -> dict[str, Any]:
+        """Compress the kept states of `after`, a decoupled model that has learned from `teacher`, in place: both phases
+        of section 4.1. What it reports: the width of a state, the variance that phase 1 keeps, and phase 2's training.
+        """
+        from edgec.training.compression import explained, with_compression
+
+        part: Any = after.parts["encoder"]
+        width = self.width(part.hidden_size)
+        if width is None:
+            return {}
+        rows, pad_id = self._rows(after, ctx), int(after.tokenizer.pad_token_id or 0)
+        part.seam = with_compression(part, rows, width, pad_id=pad_id)
+        kept = explained(part, rows, pad_id=pad_id)
+        joint = dataclasses.replace(self.trains, steps=self.compression_steps or self.steps)
+        learnt = self._trained(after, teacher, ctx, joint, "compression")
+        return {"width": width, "explained_variance": round(kept, 4), "compression": learnt}
+
+    def _rows(self, state: ModelState, ctx: PassContext) -> list[Any]:
+        from edgec.training.features import Featurizer
+
+        return Featurizer(state, max_length=self.max_length).labelled(ctx.data.train)
+
+    def _trained(
+        self, state: ModelState, teacher: ModelState, ctx: PassContext, options: TrainingOptions, label: str
+    ) -> dict[str, Any]:
+        from edgec.training.decoupling import Decoupling
+        from edgec.training.objectives import Supervised
+
+        objective = Decoupling(
+            teacher.parts["encoder"],
+            Supervised(multi_label=teacher.spec.multi_label),
+            weight=self.distill,
+            temperature=self.temperature,
+            states=self.states,
+            attention=self.attention,
+            contrastive=self.contrastive,
+        )
+        rows = self._rows(state, ctx)
+        return fit(state, rows, objective, options, ctx, label=label, folder=label).to_dict()
 
     def ensures(self, before: ModelState, after: ModelState) -> None:
         part: Any = after.parts["encoder"]
