@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -200,7 +200,7 @@ def load_recipe(
     if passes is not None and listed is not None:
         # Read apart from the rest, so that options are checked in a recipe with other problems too.
         configs = _passes(listed, Problems(str(path)), "passes")
-        _build_passes(() if configs is INVALID else configs, passes, problems)
+        _build_passes(() if configs is INVALID else configs, passes, problems, path)
     problems.raise_if_any(_HINT)
     assert isinstance(recipe, Recipe)
     source = recipe.model.source
@@ -221,20 +221,34 @@ def check_passes(recipe: Recipe, passes: Mapping[str, type]) -> tuple[Any, ...]:
     Raises RecipeError with every unknown pass and every option that does not fit.
     """
     problems = Problems(str(recipe.source_path))
-    made = _build_passes(recipe.passes, passes, problems)
+    made = _build_passes(recipe.passes, passes, problems, recipe.source_path)
     problems.raise_if_any(_HINT)
     return made
 
 
-def _build_passes(configs: Sequence[PassConfig], passes: Mapping[str, type], problems: Problems) -> tuple[Any, ...]:
+def _build_passes(
+    configs: Sequence[PassConfig], passes: Mapping[str, type], problems: Problems, recipe: Path
+) -> tuple[Any, ...]:
     made: list[Any] = []
     for i, config in enumerate(configs):
         if config.name in passes:
-            made.append(build(passes[config.name], config.node, problems, f"passes.{i}.{config.name}"))
+            one = build(passes[config.name], config.node, problems, f"passes.{i}.{config.name}")
+            made.append(one if one is INVALID else _located(one, config.node, recipe))
         else:
             what = f"there is no pass {config.name!r}; {suggestion(config.name, passes)}"
             problems.add(config.node, f"passes.{i}", what)
     return tuple(made)
+
+
+def _located(one: Any, node: yaml.Node, recipe: Path) -> Any:
+    """A pass whose options that name another model's folder by ./ or ../ start at the recipe's folder."""
+    values = {option.name: getattr(one, option.name) for option in fields(one)}
+    relative = {
+        name: _beside(value, lookup(node, name), recipe)
+        for name, value in values.items()
+        if isinstance(value, str) and value.startswith(("./", "../"))
+    }
+    return replace(one, **relative)
 
 
 def _target_names(root: yaml.Node, recipe: Path, problems: Problems) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class Quantize:
 @dataclass(frozen=True)
 class Prune:
     ratio: float = field(metadata=bounds(at_least=0, below=1))
+    teacher: str | None = None
 
 
 PASSES: dict[str, type] = {"quantize": Quantize, "prune": Prune}
@@ -276,6 +277,20 @@ def test_paths_of_the_file_start_at_its_folder_those_of_an_override_here(
     assert Path(recipe.model.source).resolve() == folder / "model" and recipe.model.source.startswith("./")
     here = load_recipe("../test.yaml", overrides=["model.source=./model"])
     assert here.model.source == "./model"
+
+
+def test_models_that_passes_name_start_there_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def teacher(*overrides: str) -> str:
+        return str(check_passes(load_recipe("../test.yaml", passes=PASSES, overrides=overrides), PASSES)[0].teacher)
+
+    (folder / "sub").mkdir()
+    monkeypatch.chdir(folder / "sub")
+    for name in ("./large", "../large"):
+        write(folder, GOOD.replace("{ratio: 0.25}", f"{{ratio: 0.25, teacher: {name}}}"))
+        assert Path(teacher()).resolve() == (folder / name).resolve() and teacher().startswith("./")
+    assert teacher("passes.0.prune.teacher=./mine") == "./mine"
+    write(folder, GOOD.replace("{ratio: 0.25}", "{ratio: 0.25, teacher: org/large}"))
+    assert teacher() == "org/large"
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

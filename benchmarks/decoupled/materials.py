@@ -94,6 +94,6 @@ MATERIALS: Final = {
         dev_pairs,
         accuracy,
         {"accuracy": "accuracy", "always_one": "the commoner label"},
-        "no figure for sentence pairs of this kind",
+        "accuracy on MRPC, as small: 89.5; 2-10 86.3, 4-8 83.0, 6-6 78.1, 8-4 77.8, 10-2 71.8",
     ),
 }

@@ -24,11 +24,10 @@ class FuseAdapters:
     """Replaces LoRA adapters, and every module that can be fused, by plain layers: W + alpha / r * B A (Hu et al. 2022,
     section 4.1). What the model answers before and after is compared.
 
-    adapter: a folder that peft wrote, to be put on the model and merged; a relative path starts at the current folder.
-    null: the adapters that the model has. task: what that adapter was trained for, where it brings the head; null: the
-    model's. labels: in the order of that head's outputs; null: the model's. tolerance: how far any output may move,
-    absolute. int8: also compare with the fused model on dynamic int8, a scale a token, whose mean cosine has to reach
-    0.9.
+    adapter: a folder that peft wrote, to be put on the model and merged; null: the adapters that the model has. task:
+    what that adapter was trained for, where it brings the head; null: the model's. labels: in the order of that head's
+    outputs; null: the model's. tolerance: how far any output may move, absolute. int8: also compare with the fused
+    model on dynamic int8, a scale a token, whose mean cosine has to reach 0.9.
     """
 
     name: ClassVar[str] = "fuse-adapters"
