@@ -46,7 +46,7 @@ from edgec.nn.fake_quantize import fake_quantized
 from edgec.nn.gelu import TanhGelu
 from edgec.nn.parts import Part
 from edgec.nn.seam import component, components
-from edgec.state import ModelState, Quantization
+from edgec.state import QUOTED, ModelState, Quantization
 from edgec.target import Forms, Target
 from edgec.task_rules import MAX_ANSWER_TOKENS
 
@@ -277,7 +277,12 @@ class Exporter:
 
     def _passes(self, *, quantized: bool) -> tuple[PassRecord, ...]:
         history, decision = self.state.history, self.state.quantization
-        return history if quantized or decision is None else history[: decision.passes_before]
+        told = history if quantized or decision is None else history[: decision.passes_before]
+        # The data of who compresses the model is no business of those who get the bundle.
+        return tuple(
+            PassRecord(one.name, one.options, {key: value for key, value in one.report.items() if key != QUOTED})
+            for one in told
+        )
 
     @cached_property
     def build_id(self) -> str:

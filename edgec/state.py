@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from edgec_runtime.manifest import PassRecord
 
@@ -170,8 +170,7 @@ class PassContext:
     """What a pass may use besides the state: a folder of its own, texts and labelled data, a seed, progress.
 
     texts: calibration inputs; a pair is a tuple of two strings. checkpoints: a folder of this pass that outlives a
-    kill, so that training goes on where it was; None: nothing is kept. load: another model by its source, such as a
-    teacher; it raises what load_model raises.
+    kill, so that training goes on where it was; None: nothing is kept.
     """
 
     workdir: Path
@@ -187,9 +186,13 @@ class PassContext:
         return self.checkpoints or self.workdir / "checkpoints"
 
 
+QUOTED: Final = "quoted"
+
+
 @dataclass(frozen=True)
 class PassResult:
-    """The new state and the figures of the pass. `report["left_alone"]` maps a layer to the reason."""
+    """The new state and the figures of the pass. `report["left_alone"]` maps a layer to the reason; what is below
+    `report[QUOTED]` quotes the user's data, and no bundle carries it."""
 
     state: ModelState
     report: dict[str, Any]

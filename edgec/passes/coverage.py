@@ -29,9 +29,8 @@ class Coverage:
     unknown_after: int = 0
     changes: Counter[Change] = field(default_factory=Counter)
 
-    def to_dict(self, source: str, examples: int) -> dict[str, Any]:
-        """source: where the texts are from. examples: how many changes are listed, the most frequent first."""
-        listed = sorted(self.changes.items(), key=lambda item: (-item[1], item[0]))[:examples]
+    def to_dict(self, source: str) -> dict[str, Any]:
+        """source: where the texts are from."""
         return {
             "source": source,
             "texts": self.texts,
@@ -40,11 +39,15 @@ class Coverage:
             "kept_share": round(self.kept / self.pieces, 6) if self.pieces else 1.0,
             "unknown_before": self.unknown_before,
             "unknown_after": self.unknown_after,
-            "changes": [
-                {"text": text, "count": count, "before": list(before), "after": list(after)}
-                for (text, before, after), count in listed
-            ],
         }
+
+    def listed(self, most: int) -> list[dict[str, Any]]:
+        """The most frequent changes, which quote the texts."""
+        listed = sorted(self.changes.items(), key=lambda item: (-item[1], item[0]))[:most]
+        return [
+            {"text": text, "count": count, "before": list(before), "after": list(after)}
+            for (text, before, after), count in listed
+        ]
 
 
 def coverage(

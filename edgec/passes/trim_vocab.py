@@ -12,7 +12,7 @@ from edgec.data.examples import Labelled, Question, Tagged, Text
 from edgec.errors import DataError, PassError, UserError
 from edgec.passes.coverage import chunks, coverage
 from edgec.passes.learn import copied, require_whole
-from edgec.state import ModelState, PassContext, PassResult
+from edgec.state import QUOTED, ModelState, PassContext, PassResult
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,6 +82,7 @@ class TrimVocab:
         keep_rows(trimmed, sorted(kept))
         held_source, held = _held_out(ctx, source)
         unknown = state.tokenizer.unk_token
+        covered = coverage(_singles(held), vocabulary.backend, backend, kept, unknown) if held else None
         sizes = [_megabytes(one) for one in (part, trimmed)]
         report: dict[str, Any] = {
             "kind": vocabulary.kind,
@@ -97,11 +98,8 @@ class TrimVocab:
             "megabytes_before": round(sizes[0], 3),
             "megabytes_after": round(sizes[1], 3),
             "megabytes_saved": round(sizes[0] - sizes[1], 3),
-            "coverage": None
-            if not held
-            else coverage(_singles(held), vocabulary.backend, backend, kept, unknown).to_dict(
-                held_source, self.examples
-            ),
+            "coverage": None if covered is None else covered.to_dict(held_source),
+            QUOTED: {"changes": [] if covered is None else covered.listed(self.examples)},
             "left_alone": {},
         }
         return PassResult(after, report)

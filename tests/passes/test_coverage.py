@@ -17,8 +17,8 @@ def test_words_that_are_cut_otherwise() -> None:
     before = _words("tree", "tre", "##e", "##es", "house", "h", "##s")
     after = _words("tre", "##e", "h", "##s")
     kept = {before.get_vocab()[piece] for piece in after.get_vocab()}
-    found = coverage(["h tree  tree", "house h", "h trees"], before, after, kept, "[UNK]").to_dict("here", 2)
-    assert found == {
+    found = coverage(["h tree  tree", "house h", "h trees"], before, after, kept, "[UNK]")
+    assert found.to_dict("here") == {
         "source": "here",
         "texts": 3,
         "changed_texts": 3,
@@ -26,11 +26,12 @@ def test_words_that_are_cut_otherwise() -> None:
         "kept_share": 0.5,
         "unknown_before": 0,
         "unknown_after": 1,
-        "changes": [
-            {"text": "tree", "count": 3, "before": ["tree"], "after": ["tre", "##e"]},
-            {"text": "house", "count": 1, "before": ["house"], "after": ["[UNK]"]},
-        ],
     }
+    assert found.listed(2) == [
+        {"text": "tree", "count": 3, "before": ["tree"], "after": ["tre", "##e"]},
+        {"text": "house", "count": 1, "before": ["house"], "after": ["[UNK]"]},
+    ]
+    assert found.listed(0) == []
 
 
 def test_a_character_that_becomes_unknown_is_a_change() -> None:
@@ -64,5 +65,5 @@ def test_what_is_dropped_is_a_change() -> None:
 
 def test_no_texts() -> None:
     tokenizer = _words("a")
-    assert coverage([], tokenizer, tokenizer, {0, 1}, "[UNK]").to_dict("here", 2)["kept_share"] == 1.0
+    assert coverage([], tokenizer, tokenizer, {0, 1}, "[UNK]").to_dict("here")["kept_share"] == 1.0
     assert [len(chunk) for chunk in chunks(["a"] * (2 * CHUNK + 1))] == [CHUNK, CHUNK, 1]
