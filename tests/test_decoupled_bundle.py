@@ -14,6 +14,7 @@ from edgec_runtime.check import check
 from edgec_runtime.decoupled import Components, whole
 from edgec_runtime.errors import PartMissing
 from edgec_runtime.manifest import Manifest
+from tiny_models import DECOUPLED, tiny
 
 import edgec
 from edgec.auditing import audit, tensor_errors
@@ -21,7 +22,6 @@ from edgec.emulation import spread
 from edgec.errors import UserError
 from edgec.exporter import Exporter
 from edgec.models.torch_model import torch_model
-from edgec.nn.seam import FAMILIES
 from edgec.state import ModelState
 from edgec.target import Target, load_target
 
@@ -52,7 +52,7 @@ def test_the_float_bundle_answers_as_torch(state: ModelState, bundles: dict[str,
         assert bundle.answer(*asked).text == torch.answer(*asked).text
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DECOUPLED)
 def test_both_graphs_are_int8_and_what_was_decided(family: str, here: Target, tmp_path: Path) -> None:
     manifest = Exporter(decoupled_state(tmp_path, family), name="d").write(tmp_path / "int8", here)
     assert [(part.name, part.precision) for part in manifest.parts] == [("input", "int8"), ("cross", "int8")]
@@ -99,7 +99,6 @@ def test_the_audit_counts_by_component(bundles: dict[str, Path]) -> None:
 @pytest.mark.parametrize(("split", "paper"), [(5, 0.58), (9, 0.25)])
 def test_the_ratios_of_the_paper(split: int, paper: float, tmp_path: Path) -> None:
     """Table 1, 12 layers."""
-    from tiny_models import tiny
 
     from edgec.models import load_model
     from edgec.models.decoupled import decoupled

@@ -18,6 +18,9 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "deberta-v2", "mpnet", "modernbert")
+DECOUPLED = FAMILIES[:5]
+"""Those whose layers can be cut in two."""
+
 TASKS = (
     "feature-extraction",
     "text-classification",

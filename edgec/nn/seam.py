@@ -8,15 +8,12 @@ apart; `InputComponent` and `CrossComponent` are the same modules as two graphs.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from edgec.nn.layout import Layer, base_path, layers
-
-FAMILIES: Final = ("bert", "distilbert", "roberta", "xlm-roberta", "electra")
-"""Families with a table of positions that is added below the first layer."""
 
 
 class Seam(nn.Module):

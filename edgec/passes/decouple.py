@@ -14,9 +14,6 @@ from edgec.passes.learn import copied, fit, require_float, require_train
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import MEANINGS, TrainingOptions
 
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra")
-"""Those with a table of positions below the first layer."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Decouple(TrainingOptions):
@@ -77,19 +74,20 @@ class Decouple(TrainingOptions):
             raise UserError("the model has an alignment adapter, which was made for its states", "leave align out")
         if part.seam is not None:
             raise UserError("the model is decoupled already", "keep one decouple pass in the recipe")
-        if state.spec.family not in FAMILIES:
+        from edgec.models.families import FAMILIES
+        from edgec.nn.layout import layers
+
+        if not FAMILIES[state.spec.family].decouples:
             raise UserError(
                 f"a model of the family {state.spec.family} cannot be decoupled: its positions are relative or rotary, "
                 "inside its attention, and have no table that the cross component could start from",
-                f"choose one of {', '.join(FAMILIES)}",
+                f"choose one of {', '.join(name for name, family in FAMILIES.items() if family.decouples)}",
             )
         if not state.spec.pairs:
             raise UserError(
                 f"this model for {state.spec.task} reads single texts, and there is nothing to read apart",
                 "fine-tune it on question-answering or on pairs first",
             )
-        from edgec.nn.layout import layers
-
         depth = len(layers(part))
         if self.split >= depth:
             raise UserError(
