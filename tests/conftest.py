@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 # Before torch: on tiny models its threads wait for each other longer than they compute, most of all while other test
 # processes want the same cores.
@@ -35,6 +36,20 @@ def frozen_heap() -> None:
     """Every training ends with a full garbage collection, which would visit all that torch and transformers have
     loaded: half a second each time."""
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """See traced_once. Where nothing has imported torch by now, nothing of this module exports, or another process."""
+    torch: Any = sys.modules.get("torch.onnx")
+    if torch is None or hasattr(torch.export, "__wrapped__"):
+        return
+    from traced_once import once
+
+    own = tmp_path_factory.getbasetemp()  # with xdist a folder in that of the run
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exports"
+    folder.mkdir(exist_ok=True)
+    torch.export = once(torch.export, folder)
 
 
 @pytest.fixture(scope="session")
