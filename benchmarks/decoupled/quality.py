@@ -35,7 +35,7 @@ LAYERS: Final = 6
 RATES: Final = (2e-4, 5e-4)
 COMPRESSION: Final = 4.0
 COMPRESSED: Final = (2, 3)
-SETTINGS: Final = ("on", "steps", "choose_steps", "batch", "max_length", "rows", "threads")
+SETTINGS: Final = ("on", "steps", "choose_steps", "compression_steps", "batch", "max_length", "rows", "threads")
 CURVES: Final = {
     "": ("decoupled", "o-"),
     f", {COMPRESSION:g}x": ("its states compressed", "s"),
@@ -48,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", choices=MATERIALS, default="squad2")
     parser.add_argument("--steps", type=int, default=2000, help="of the teacher, and of each decoupled model")
     parser.add_argument("--choose-steps", type=int, default=120, help="after which the teacher's rate is chosen")
+    parser.add_argument("--compression-steps", type=int, help="more of them with compression; default half as many")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=256, help="tokens a training row")
     parser.add_argument("--rows", type=int, help="training rows; default all")
@@ -143,12 +144,12 @@ def _best(options: argparse.Namespace) -> float:
 
 
 def _decoupled(options: argparse.Namespace, seed: int, split: int, compression: float | None) -> ModelState:
-    """Compression starts from the model without it, and takes half as many steps more."""
+    """Compression starts from the model without it, and takes more steps."""
     step = Decouple(
         split=split,
         compression=compression,
         steps=options.steps,
-        compression_steps=None if compression is None else max(1, options.steps // 2),
+        compression_steps=None if compression is None else options.compression_steps or max(1, options.steps // 2),
         batch_size=options.batch,
         learning_rate=_best(options),
         max_length=options.max_length,
