@@ -41,6 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--rounds-of-ten", type=int, default=5, help="of ten passages, which take ten times as long")
     parser.add_argument("--compressed", action="store_true", help="5-7 with compressed states, too")
+    parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=list(INPUTS), help="that 5-7 is measured at")
+    parser.add_argument("--passages", type=int, nargs="+", default=[1, 10], help="that 5-7 is measured with")
     parser.add_argument("--splits", type=int, nargs="*", default=list(range(3, 10)), help="beside 5-7, at short")
 
 
@@ -50,7 +52,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(temporary)
         state = whole(folder / "model")
         standard = bundles(state, folder, target, "standard")
-        wanted = {(SPLIT, None), *((split, None) for split in options.splits)}
+        wanted: set[tuple[int, float | None]] = {(SPLIT, None), *((split, None) for split in options.splits)}
         wanted |= {(SPLIT, COMPRESSION)} if options.compressed else set()
         cells: list[dict[str, Any]] = []
         for split, compression in sorted(wanted, key=lambda one: (one[0] != SPLIT, one[0], one[1] or 0)):
@@ -58,9 +60,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             print(f"export {name}", flush=True)
             made = bundles(cut(state, split, compression), folder, target, f"split{split}{'c' if compression else ''}")
             for length, (question, passage) in INPUTS.items():
-                if split != SPLIT and length == "long":
+                if length not in options.inputs or (split != SPLIT and length == "long"):
                     continue
-                for passages in (1, 10) if split == SPLIT else (1,):
+                for passages in options.passages if split == SPLIT else (1,):
                     rounds = options.rounds if passages == 1 else options.rounds_of_ten
                     times = _times(standard, made, question, passage, passages, options.threads, rounds)
                     saved = _macs(made["fp32"], question, passage, passages)
