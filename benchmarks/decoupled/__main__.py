@@ -11,9 +11,9 @@ from typing import Any
 
 from edgec_runtime import machine
 
-from . import latency, quality, store
+from . import latency, quality, retrieval, store
 
-SUITES: dict[str, Any] = {"latency": latency, "quality": quality, "store": store}
+SUITES: dict[str, Any] = {"latency": latency, "quality": quality, "retrieval": retrieval, "store": store}
 """Each has `add_options(parser)`, `measure(options)`, `draw(result, file)` and `table(result)`."""
 
 
