@@ -23,7 +23,7 @@ from edgec.errors import UserError
 from edgec.exporter import Exporter
 from edgec.models.torch_model import torch_model
 from edgec.state import ModelState
-from edgec.target import Target, load_target
+from edgec.target import Forms, Target, load_target
 
 REQUESTS = [
     {"question": "Who works?", "context": "Ada works in Bern"},
@@ -119,6 +119,15 @@ def test_the_graphs_as_torch_exports_them_load(state: ModelState, here: Target, 
 def test_bench_and_evaluate_take_it(bundles: dict[str, Path], tmp_path: Path) -> None:
     report = edgec.bench([bundles["fp32"], bundles["int8"]], tokens=[16], rounds=5, cold_start=False)
     assert [one.precision for one in report.bundles] == ["fp32", "int8"]
+
+
+@pytest.mark.parametrize("forms", [Forms(norm="skip"), Forms(attention="mha"), Forms(mask="if-padded")])
+def test_every_form_keeps_the_outputs(forms: Forms, here: Target, tmp_path: Path) -> None:
+    """Without compression the states are what the last layer norm of the input component gives."""
+    exporter = Exporter(decoupled_state(tmp_path, compression=None), name="forms")
+    manifest = exporter.write(tmp_path / "bundle", here, forms=forms)
+    assert all(part.forms[name] == getattr(forms, name) for part in manifest.parts for name in ("norm", "attention"))
+    assert check(tmp_path / "bundle").ok
 
 
 def test_parts_that_are_no_model(bundles: dict[str, Path]) -> None:

@@ -257,7 +257,15 @@ def _replace(model: ir.Model, block: _Block, new: ir.Node) -> None:
     last = block.output.producer()
     assert last is not None
     model.graph.insert_before(last, new)
-    block.output.replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
+    _take_over(block.output, new.outputs[0])
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    """`new` is read wherever `old` was; as an output of the graph it has its name."""
+    if old.is_graph_output():
+        name, old.name = old.name, None
+        new.name = name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def _normed_sums(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Node]]:
@@ -280,7 +288,7 @@ def _to_skip(model: ir.Model, addition: ir.Node, norm: ir.Node) -> None:
     new.metadata_props.update(norm.metadata_props)
     new.outputs[0].dtype, new.outputs[0].shape = norm.outputs[0].dtype, norm.outputs[0].shape
     model.graph.insert_before(norm, new)
-    norm.outputs[0].replace_all_uses_with(new.outputs[0], replace_graph_outputs=True)
+    _take_over(norm.outputs[0], new.outputs[0])
 
 
 def _exact_gelus(model: ir.Model) -> Iterator[ir.Node]:
