@@ -35,7 +35,17 @@ LAYERS: Final = 6
 RATES: Final = (2e-4, 5e-4)
 COMPRESSION: Final = 4.0
 COMPRESSED: Final = (2, 3)
-SETTINGS: Final = ("on", "steps", "choose_steps", "compression_steps", "batch", "max_length", "rows", "threads")
+SETTINGS: Final = (
+    "on",
+    "steps",
+    "rates",
+    "choose_steps",
+    "compression_steps",
+    "batch",
+    "max_length",
+    "rows",
+    "threads",
+)
 CURVES: Final = {
     "": ("decoupled", "o-"),
     f", {COMPRESSION:g}x": ("its states compressed", "s"),
@@ -47,6 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with squad2 and stsb")
     parser.add_argument("--on", choices=MATERIALS, default="squad2")
     parser.add_argument("--steps", type=int, default=2000, help="of the teacher, and of each decoupled model")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of which one is chosen")
     parser.add_argument("--choose-steps", type=int, default=120, help="after which the teacher's rate is chosen")
     parser.add_argument("--compression-steps", type=int, help="more of them with compression; default half as many")
     parser.add_argument("--batch", type=int, default=16)
@@ -134,7 +145,7 @@ def _best(options: argparse.Namespace) -> float:
     file = WORK / f"{_name(options, f'chosen-after-{options.choose_steps}')}.json"
     if not file.is_file():
         found = {}
-        for rate in RATES:
+        for rate in options.rates:
             state = _trained(options, rate, 0, options.choose_steps)
             found[rate] = next(iter(_scores(options, state, 0).values()))
         file.parent.mkdir(parents=True, exist_ok=True)
