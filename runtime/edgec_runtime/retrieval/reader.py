@@ -105,8 +105,8 @@ class PassageReader:
     def ask(self, question: str, k: int = 5, search: Name = "dense") -> Answers:
         """What the `k` passages that fit best say. A span that two overlapping passages have in common comes once.
 
-        Where the model was made to tell that there is no answer, passages without one give none, and answers are
-        ordered by how far they are above that; else by score. search: how passages are found, "dense" or "bm25".
+        Answers are ordered by how far their score is above the null score of their passage. Where the model was made to
+        tell that there is no answer, passages without one give none. search: how passages are found, "dense" or "bm25".
         Raises TextInvalid for a question without a token, StoreDamaged, EngineFailed.
         """
         if k < 1:
@@ -198,9 +198,9 @@ class PassageReader:
                 continue
             answer = _answer(passage, match, score, null_score, *self._span(passage, first, last))
             place = (passage.document, answer.document_start, answer.document_end)
-            if place not in found or self._rank(answer) > self._rank(found[place]):
+            if place not in found or _rank(answer) > _rank(found[place]):
                 found[place] = answer
-        ordered = sorted(found.values(), key=self._rank, reverse=True)
+        ordered = sorted(found.values(), key=_rank, reverse=True)
         return Answers(question, tuple(ordered), min(null_scores), len(passages))
 
     def _span(self, passage: Passage, first: int, last: int) -> tuple[int, int]:
@@ -211,8 +211,10 @@ class PassageReader:
             start += 1
         return start, end
 
-    def _rank(self, answer: PassageAnswer) -> float:
-        return answer.score - answer.null_score if self.model.reader.null_answers else answer.score
+
+def _rank(answer: PassageAnswer) -> float:
+    """Scores of different passages compare only against what else the passage might say."""
+    return answer.score - answer.null_score
 
 
 def _answer(passage: Passage, match: Match, score: float, null_score: float, start: int, end: int) -> PassageAnswer:

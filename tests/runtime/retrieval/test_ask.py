@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import edgec_runtime
 import numpy as np
@@ -85,6 +86,26 @@ def test_a_model_without_null_answers_always_answers(tmp_path: Path) -> None:
     index(bundle, DOCUMENTS[3:], tmp_path / "store")
     with PassageReader.open(bundle, tmp_path / "store") as reader:
         assert len(reader.ask(QUESTION)) == 1
+
+
+def test_the_best_answer_is_the_one_farthest_above_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores alone say little of one passage against another."""
+    bundle = write_decoupled(tmp_path / "bundle", null_answers=False)
+    index(bundle, DOCUMENTS, tmp_path / "store")
+    with PassageReader.open(bundle, tmp_path / "store") as reader:
+        first = reader.ask(QUESTION, 10)[0]
+        plain = reader._outputs
+
+        def doubtful(question: Any, passages: Any) -> Any:
+            outputs = plain(question, passages)
+            for passage, output in zip(passages, outputs, strict=True):
+                output["start_logits"][0] += 100 * (passage.id == first.passage)
+            return outputs
+
+        monkeypatch.setattr(reader, "_outputs", doubtful)
+        answers = list(reader.ask(QUESTION, 10))
+    assert len(answers) > 2 and answers[-1].passage == first.passage
+    assert answers[-1].score == first.score == max(one.score for one in answers)
 
 
 def test_a_span_of_two_passages_comes_once(bundle: Path, tmp_path: Path) -> None:
