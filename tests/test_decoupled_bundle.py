@@ -99,7 +99,6 @@ def test_the_audit_counts_by_component(bundles: dict[str, Path]) -> None:
 @pytest.mark.parametrize(("split", "paper"), [(5, 0.58), (9, 0.25)])
 def test_the_ratios_of_the_paper(split: int, paper: float, tmp_path: Path) -> None:
     """Table 1, 12 layers."""
-
     from edgec.models import load_model
     from edgec.models.decoupled import decoupled
 

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from benchmarks.papers.data import train_questions
 from edgec.data.examples import Example
 from edgec.data.load import read_rows
 from edgec.models.torch_model import torch_model
@@ -37,8 +38,7 @@ class Material:
 @cache
 def questions(data: Path) -> tuple[Any, ...]:
     """Without train-from-dev nobody learns that there may be no answer; its articles are not those of dev-a."""
-    files = ("train-from-dev.json.gz", "train-orig-sub.json.gz", "train-v1-sub.json")
-    return tuple(row for name in files for row in read_rows(data / "squad2" / name, format="squad").examples)
+    return train_questions(data)
 
 
 @cache
@@ -58,8 +58,8 @@ def answers(state: ModelState, rows: Sequence[Any]) -> dict[str, float]:
 @cache
 def pairs(data: Path, part: str = "train.csv.gz") -> tuple[Any, ...]:
     """Similar or not: the score cut at SIMILAR."""
-    columns = {"text": "sentence1", "text_pair": "sentence2", "label": "score"}
-    rows = read_rows(data / "stsb" / f"stsb-en-{part}", **columns).examples  # type: ignore[arg-type]
+    file = data / "stsb" / f"stsb-en-{part}"
+    rows = read_rows(file, text="sentence1", text_pair="sentence2", label="score").examples
     return tuple(
         dataclasses.replace(row, label="similar" if float(str(row.label)) >= SIMILAR else "different")
         for row in rows

@@ -50,14 +50,13 @@ def ner_english(data: Path, rows: int) -> Split:
 
 
 def questions(data: Path, rows: int) -> Split:
-    folder = data / "squad2"
-    train = tuple(
-        example
-        for name in ("train-from-dev.json.gz", "train-orig-sub.json.gz", "train-v1-sub.json")
-        for example in read_rows(folder / name, format="squad").examples
-    )
-    dev = read_rows(folder / "dev-a.json.gz", format="squad").examples
-    return _split(train, dev, rows)
+    dev = read_rows(data / "squad2" / "dev-a.json.gz", format="squad").examples
+    return _split(train_questions(data), dev, rows)
+
+
+def train_questions(data: Path) -> tuple[Labelled, ...]:
+    files = ("train-from-dev.json.gz", "train-orig-sub.json.gz", "train-v1-sub.json")
+    return tuple(row for name in files for row in read_rows(data / "squad2" / name, format="squad").examples)
 
 
 def masakhaner(data: Path, rows: int, languages: Sequence[str] = LANGUAGES) -> dict[str, Split]:

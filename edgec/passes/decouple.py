@@ -114,7 +114,7 @@ class Decouple(TrainingOptions):
             after, learnt = known
         else:
             after = decoupled(copied(state), self.split)
-            learnt = self._trained(after, state, ctx, self.trains, "decouple")
+            learnt = self._trained(after, state, self._rows(after, ctx), ctx, self.trains, "decouple")
         part: Any = after.parts["encoder"]
         report: dict[str, Any] = {
             "split": f"{self.split}-{len(layers(part)) - self.split}",
@@ -144,7 +144,7 @@ class Decouple(TrainingOptions):
         part.seam = with_compression(part, rows, width, pad_id=pad_id)
         kept = explained(part, rows, pad_id=pad_id)
         joint = dataclasses.replace(self.trains, steps=self.compression_steps or self.steps)
-        learnt = self._trained(after, teacher, ctx, joint, "compression")
+        learnt = self._trained(after, teacher, rows, ctx, joint, "compression")
         return {"width": width, "explained_variance": round(kept, 4), "compression": learnt}
 
     def _rows(self, state: ModelState, ctx: PassContext) -> list[Any]:
@@ -153,7 +153,13 @@ class Decouple(TrainingOptions):
         return Featurizer(state, max_length=self.max_length).labelled(ctx.data.train)
 
     def _trained(
-        self, state: ModelState, teacher: ModelState, ctx: PassContext, options: TrainingOptions, label: str
+        self,
+        state: ModelState,
+        teacher: ModelState,
+        rows: list[Any],
+        ctx: PassContext,
+        options: TrainingOptions,
+        label: str,
     ) -> dict[str, Any]:
         from edgec.training.decoupling import Decoupling
         from edgec.training.objectives import Supervised
@@ -167,7 +173,6 @@ class Decouple(TrainingOptions):
             attention=self.attention,
             contrastive=self.contrastive,
         )
-        rows = self._rows(state, ctx)
         return fit(state, rows, objective, options, ctx, label=label, folder=label).to_dict()
 
     def ensures(self, before: ModelState, after: ModelState) -> None:
