@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING, Any
 # processes want the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Where it is set, each of the many processes that the tests start would compile all of edgec's modules once more.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import edgec_runtime  # noqa: F401 - before onnxruntime: it sets what onnxruntime reads when it loads
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from second_process import SecondExport
 
     from edgec.exporter import Exporter
@@ -38,18 +43,24 @@ def frozen_heap() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What torch exported in this test run."""
+    own = tmp_path_factory.getbasetemp()  # with xdist a folder in that of the run
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exports"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="module", autouse=True)
-def exported_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+def exported_once(exports: Path) -> None:
     """See traced_once. Where nothing has imported torch by now, nothing of this module exports, or another process."""
     torch: Any = sys.modules.get("torch.onnx")
     if torch is None or hasattr(torch.export, "__wrapped__"):
         return
     from traced_once import once
 
-    own = tmp_path_factory.getbasetemp()  # with xdist a folder in that of the run
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exports"
-    folder.mkdir(exist_ok=True)
-    torch.export = once(torch.export, folder)
+    torch.export = once(torch.export, exports)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from edgec_runtime import integrity
 from edgec_runtime.check import check
 from edgec_runtime.errors import EngineFailed
 from edgec_runtime.manifest import Quality
-from second_process import SecondExport
+from second_process import SecondExport, serialized
 from tiny_models import SENTENCES
 
 from edgec import bundle
@@ -54,6 +54,14 @@ def test_another_process_writes_the_same_bytes(static: Path, second_export: Seco
     here, there = contents(static), contents(second_export.bundle)
     assert list(here) == list(there) == FILES
     assert [name for name in here if here[name] != there[name]] == []
+
+
+def test_another_process_traces_the_same_bytes(exporter: Exporter, second_export: SecondExport) -> None:
+    assert second_export.traced == serialized(exporter.traced)
+
+
+def test_an_export_says_nothing_by_itself(second_export: SecondExport) -> None:
+    assert second_export.said == ""
 
 
 def test_the_same_exporter_writes_the_same_bytes(

@@ -19,6 +19,7 @@ from typing import Any, Final
 import onnx
 import onnx_ir as ir
 import torch
+import torch._dynamo.config
 from transformers import PretrainedConfig
 
 LARGEST: Final = 2_000_000
@@ -37,7 +38,9 @@ def once(export: Export, folder: Path) -> Export:
             return export(module, args, **options)
         file = folder / f"{key}.onnx"
         if not file.exists():
-            program = export(module, args, **options)
+            # What it keeps of each operator costs more than it saves where there are few layers.
+            with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+                program = export(module, args, **options)
             part = folder / f"{key}.{os.getpid()}"
             part.write_bytes(ir.to_proto(program.model).SerializeToString())
             part.replace(file)

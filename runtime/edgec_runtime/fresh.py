@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,11 +41,13 @@ def _spawn(arguments: list[str]) -> tuple[float, str]:
     """Milliseconds from the start of a process to its line "ready", and what it wrote after that line."""
     # The child finds its modules as this process found them.
     command = [sys.executable, *(["-P"] if sys.flags.safe_path else []), *arguments]
+    # In an app that was installed modules are compiled. Where this stands they would be compiled at every start.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     # stderr goes to a file: a pipe that nobody reads meanwhile could fill up.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as words:
         start = time.perf_counter()
         with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words, text=True
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words, text=True, env=environment
         ) as child:
             assert child.stdout
             try:

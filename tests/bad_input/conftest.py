@@ -9,9 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from edgec_command import edgec
+from edgec_command import edgec, servers
 
 from edgec.target import Target
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_servers(exports: Path) -> Iterator[None]:
+    with servers(exports):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("models")
     sentence_transformer(folder / "embedding")
-    tiny("bert", "text-classification", folder / "classification")
+    tiny("bert", "text-classification", folder / "classification", num_hidden_layers=1)
     tiny("bert", "token-classification", folder / "tags", num_hidden_layers=1)
     tiny("bert", "question-answering", folder / "answers", num_hidden_layers=1)
     return folder

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,25 +29,81 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", **changes}
 
 
-def edgec(*args: str | bytes | Path, cwd: Path, stdin: bytes = b"", **options: Any) -> Done:
-    """Run a command to its end. options: of subprocess.run."""
-    done = subprocess.run(
-        [*COMMAND, *args],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        timeout=120,
-        **{"env": environment(), **options},
-    )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+def edgec(*args: str | bytes | Path, **options: Any) -> Done:
+    """Run a command to its end. options: of `started`."""
+    with started(*args, **options) as running:
+        return running.end()
 
 
-def without_torch(folder: Path) -> dict[str, str]:
-    """An environment in which an import of torch fails: what is refused at once does not wait for it."""
-    package = folder / "no torch" / "torch"
-    package.mkdir(parents=True, exist_ok=True)
-    (package / "__init__.py").write_text("raise RuntimeError('torch was imported')\n")
-    return environment(PYTHONPATH=str(package.parent))
+@dataclass(frozen=True)
+class Running:
+    """A command that has been started, with a session of its own. stderr: the file it writes to."""
+
+    pid: int
+    stdout: Path
+    stderr: Path
+    server: subprocess.Popen[str]
+
+    def end(self) -> Done:
+        code = int(_line(self.server))
+        return Done(code, self.stdout.read_bytes().decode(), self.stderr.read_bytes().decode())
+
+
+@contextmanager
+def started(
+    *args: str | bytes | Path, cwd: Path, stdin: bytes = b"", torch: bool = True, file_limit: int | None = None
+) -> Iterator[Running]:
+    """A command as a fork of a process that has imported it; see command_server. torch: False where it must not be
+    imported. file_limit: how many bytes a file may have."""
+    server = _server("torch" if torch else "lean")
+    with tempfile.TemporaryDirectory(prefix="edgec-command-") as folder:
+        streams = {name: Path(folder, name) for name in ("stdin", "stdout", "stderr")}
+        for name, path in streams.items():
+            path.write_bytes(stdin if name == "stdin" else b"")
+        request = {
+            "args": [os.fsdecode(arg) for arg in args],
+            "cwd": str(cwd),
+            "environment": environment(),
+            "file_limit": file_limit,
+            **{name: str(path) for name, path in streams.items()},
+        }
+        assert server.stdin is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        yield Running(int(_line(server)), streams["stdout"], streams["stderr"], server)
+
+
+def _line(server: subprocess.Popen[str]) -> str:
+    assert server.stdout is not None
+    line = server.stdout.readline()
+    assert line, f"the process that starts commands has ended: {server.poll()}"
+    return line
+
+
+_servers: dict[str, subprocess.Popen[str]] = {}
+_exports: list[Path] = []
+
+
+@contextmanager
+def servers(exports: Path) -> Iterator[None]:
+    """While it is open `started` can be called. exports: the folder of what torch exported in this test run."""
+    _exports.append(exports)
+    yield
+    for server in _servers.values():
+        with server:  # its stdin ends, and so does it
+            pass
+
+
+def _server(parts: str) -> subprocess.Popen[str]:
+    if parts not in _servers:
+        _servers[parts] = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("command_server.py"), parts, *_exports],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(PYTHONPATH=str(Path(__file__).parents[1])),
+        )
+    return _servers[parts]
 
 
 def assert_refused(done: Done, code: int, *words: str, stdout: str = "") -> None:

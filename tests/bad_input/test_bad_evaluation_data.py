@@ -6,7 +6,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from edgec_command import assert_refused, edgec, without_torch
+from edgec_command import assert_refused, edgec
 
 CASES = {
     "missing column": (b"text,answer\nAda,neutral\n", "data.csv: there is no column 'label'"),
@@ -26,7 +26,7 @@ def test_bad_data(case: str, bundles: Path, tmp_path: Path) -> None:
     content, told = CASES[case]
     (tmp_path / "data.csv").write_bytes(content)
     command = ["evaluate", bundles / "classification", "--data", "data.csv"]
-    assert_refused(edgec(*command, cwd=tmp_path, env=without_torch(tmp_path)), 2, told)
+    assert_refused(edgec(*command, cwd=tmp_path, torch=False), 2, told)
 
 
 def test_missing_file_and_folder(bundles: Path, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ OTHERS = {
 def test_bad_data_of_other_formats(case: str, bundles: Path, tmp_path: Path) -> None:
     bundle, name, content, told = OTHERS[case]
     (tmp_path / name).write_bytes(content)
-    done = edgec("evaluate", bundles / bundle, "--data", name, cwd=tmp_path, env=without_torch(tmp_path))
+    done = edgec("evaluate", bundles / bundle, "--data", name, cwd=tmp_path, torch=False)
     assert_refused(done, 2, told)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from edgec_command import COMMAND, Done, assert_refused, edgec, environment, tree
+from edgec_command import Done, assert_refused, edgec, started, tree
 
 from edgec.target import Target
 
@@ -39,25 +37,15 @@ def compress(folder: Path, *args: str) -> Done:
 
 
 def stop(folder: Path, line: str, number: signal.Signals, *args: str) -> tuple[Done, int]:
-    """Start compress, send it and its children a signal when stderr says `line`; its process group, too."""
-    with subprocess.Popen(
-        [*COMMAND, "compress", "--recipe", "recipe.yaml", "--out", "out", *args],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    ) as process:
-        assert process.stderr is not None
-        said = ""
-        while line not in said and (read := process.stderr.readline()):
-            said += read
-        os.killpg(process.pid, number)
-        stdout, rest = process.communicate(timeout=30)
-    assert line in said, said
-    return Done(process.returncode, stdout, said + rest), process.pid
+    """Start compress, send its process group a signal when stderr says `line`, and wait for its end."""
+    with started("compress", "--recipe", "recipe.yaml", "--out", "out", *args, cwd=folder) as running:
+        deadline = time.monotonic() + 120
+        while line not in running.stderr.read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(running.pid, number)
+        done = running.end()
+    assert line in done.stderr, done
+    return done, running.pid
 
 
 def group(leader: int) -> list[str]:
@@ -107,17 +95,8 @@ def test_disk_that_fills(work: Path, small_disk: Path) -> None:
 
 def test_file_that_may_not_grow(models: Path, here: Target, tmp_path: Path) -> None:
     """The other way a write fails half-way: a limit on the size of a file."""
-    limit = (16 * 1024, 16 * 1024)
-    done = edgec(
-        "export",
-        models / "embedding",
-        "--target",
-        here.name,
-        "--out",
-        "out",
-        cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )
+    command = ["export", models / "embedding", "--target", here.name, "--out", "out"]
+    done = edgec(*command, cwd=tmp_path, file_limit=16 * 1024)
     assert_refused(done, 3, "File too large")
     assert tree(tmp_path) == []
 

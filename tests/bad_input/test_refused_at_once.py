@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from edgec_command import Done, assert_refused, edgec, tree, without_torch
+from edgec_command import Done, assert_refused, edgec, tree
 
 RECIPE = """\
 edgec: 1
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def quick(folder: Path, *args: str | Path) -> Done:
-    return edgec(*args, cwd=folder, env=without_torch(folder.parent))
+    return edgec(*args, cwd=folder, torch=False)
 
 
 def compress(folder: Path, *args: str | Path) -> Done:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from second_process import SecondExport, serialized
+from second_process import serialized
 
 from edgec.errors import ModelError
 from edgec.exporter import Exporter
@@ -49,14 +49,6 @@ def test_the_graph_tells_nothing_of_the_machine_that_made_it(exporter: Exporter)
         assert (proto.producer_name, proto.producer_version, proto.doc_string) == ("edgec", "", "")
         assert not proto.metadata_props and not proto.graph.metadata_props
         assert not any(node.doc_string for node in proto.graph.node)
-
-
-def test_another_process_traces_the_same_bytes(exporter: Exporter, second_export: SecondExport) -> None:
-    assert second_export.traced == serialized(exporter.traced)
-
-
-def test_an_export_says_nothing_by_itself(second_export: SecondExport) -> None:
-    assert second_export.said == ""
 
 
 def test_axes_and_types_of_inputs_and_outputs(exporter: Exporter) -> None:
