@@ -25,6 +25,9 @@ from transformers import PretrainedConfig
 LARGEST: Final = 2_000_000
 """Parameters: the file of a larger model costs more than it saves."""
 
+DEEP: Final = 100
+"""Modules: those of some six layers."""
+
 Export = Callable[..., Any]
 
 
@@ -38,8 +41,9 @@ def once(export: Export, folder: Path) -> Export:
             return export(module, args, **options)
         file = folder / f"{key}.onnx"
         if not file.exists():
-            # What it keeps of each operator costs more than it saves where there are few layers.
-            with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            # What torch keeps of each operator costs more than it saves where there are few layers.
+            deep = sum(1 for _ in module.modules()) > DEEP
+            with torch._dynamo.config.patch(fake_tensor_cache_enabled=deep):
                 program = export(module, args, **options)
             part = folder / f"{key}.{os.getpid()}"
             part.write_bytes(ir.to_proto(program.model).SerializeToString())
