@@ -38,7 +38,7 @@ def ask(
     search: Annotated[
         Search, typer.Option("--search", help="How they are found: by meaning (dense), or by words (bm25).")
     ] = Search.dense,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")] = None,
+    threads: Annotated[int | None, console.threads_option("CPU threads to use.")] = None,
     json: Annotated[Path | None, console.json_option("Write the answers to a file; - is stdout.")] = None,
 ) -> None:
     """Answer questions from a store of passages.

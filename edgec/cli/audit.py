@@ -28,7 +28,7 @@ def audit(
         int | None,
         typer.Option("--question-tokens", min=1, help="Of these, a decoupled model's question; default 1/8."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads that onnxruntime may use.")] = 1,
+    threads: Annotated[int, console.threads_option("Threads that onnxruntime may use.")] = 1,
     against: Annotated[
         Path | None,
         typer.Option(

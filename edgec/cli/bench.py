@@ -20,7 +20,7 @@ def bench(
     batch: Annotated[str, typer.Option(metavar="N,N", help="Rows at a time.")] = "1",
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="CPU threads. [default: 1 from ids to output, all CPUs from texts to answers]"),
+        console.threads_option("CPU threads. [default: 1 from ids to output, all CPUs from texts to answers]"),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the bundles take turns.")] = 20,
     cold_start: Annotated[bool, typer.Option(help="Time fresh processes up to their first answer, too.")] = True,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
+from edgec_runtime.cpu import MOST_THREADS
 
 from edgec.errors import SystemFailure
 
@@ -149,6 +150,11 @@ def write_json(path: Path, data: Any) -> None:
 def json_option(help: str) -> Any:
     """The option --json of a command, checked before its work, which would be lost with it."""
     return typer.Option("--json", metavar="FILE", callback=writable, help=help)
+
+
+def threads_option(help: str) -> Any:
+    """The option --threads of a command."""
+    return typer.Option("--threads", min=1, max=MOST_THREADS, help=help)
 
 
 def writable(path: Path | None) -> Path | None:

@@ -79,7 +79,7 @@ def index(
         Path | None, typer.Option("--verify", metavar="STORE", help="Read and check every byte of a store instead.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads to use; of each worker, default 1 there.")
+        int | None, console.threads_option("CPU threads to use; of each worker, default 1 there.")
     ] = None,
     engine: Annotated[
         Engine, typer.Option("--engine", help="What reads: this process, or the workers of a Ray cluster.")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edgec.cli import console
+
 
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of a bundle.")],
@@ -25,7 +27,7 @@ def run(
     top_k: Annotated[
         int | None, typer.Option("--top-k", min=1, metavar="N", help="fill-mask: candidates a mask (5).")
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")] = None,
+    threads: Annotated[int | None, console.threads_option("CPU threads to use.")] = None,
 ) -> None:
     """Answer inputs, one JSON object a line."""
     from edgec_runtime.__main__ import main

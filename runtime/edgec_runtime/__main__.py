@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from . import __version__
+from .arguments import positive, thread_count
 from .errors import BundleError, TaskMismatch
 from .notices import BundleWarning
 
@@ -79,7 +80,7 @@ def _parser(arguments: Sequence[str]) -> _Parser:
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
-    parser.add_argument("--threads", type=_positive)
+    parser.add_argument("--threads", type=thread_count)
     parser.add_argument("--json", metavar="FILE", help="write the figures here; - is stdout")
     parser.set_defaults(run=_check)
 
@@ -90,8 +91,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pair", metavar="TEXT", help="text-classification: the second text of every pair")
     parser.add_argument("--context", metavar="TEXT", help="question-answering: the text that holds the answer")
     parser.add_argument("--prompt", metavar="NAME", help='feature-extraction: a named prompt; "" is none')
-    parser.add_argument("--top-k", type=_positive, metavar="N", help="fill-mask: candidates a mask (5)")
-    parser.add_argument("--threads", type=_positive)
+    parser.add_argument("--top-k", type=positive, metavar="N", help="fill-mask: candidates a mask (5)")
+    parser.add_argument("--threads", type=thread_count)
     parser.set_defaults(run=_run)
 
 
@@ -196,13 +197,6 @@ def _answers(model: Model, texts: Sequence[str], options: argparse.Namespace) ->
         for text in texts:
             fills = model.fill_mask(text, top_k=options.top_k or 5)
             yield {"text": text, "fills": [asdict(fill) for fill in fills]}
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

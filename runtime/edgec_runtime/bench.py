@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import machine, measure
+from .arguments import positive, thread_count
 from .cpu import usable_cpus
 from .errors import TaskMismatch
 
@@ -34,8 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=_sizes, default=_DEFAULT_TOKENS, metavar="N,N", help="tokens a row (16,64,128)"
     )
     parser.add_argument("--batch", type=_sizes, default=(1,), metavar="N,N", help="rows at a time (1)")
-    parser.add_argument("--threads", type=_size, metavar="N", help="1 for ids to output, all CPUs for texts to answers")
-    parser.add_argument("--rounds", type=_size, default=20, metavar="N", help="how often the bundles take turns (20)")
+    parser.add_argument(
+        "--threads", type=thread_count, metavar="N", help="1 for ids to output, all CPUs for texts to answers"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=20, metavar="N", help="how often the bundles take turns (20)"
+    )
     parser.add_argument("--text-file", type=Path, metavar="FILE", help="texts for the end-to-end figures, one a line")
     parser.add_argument("--cold-start", action="store_true", help="time fresh processes up to their first answer")
     parser.add_argument("--shapes-only", action="store_true", help="neither texts nor fresh processes, only shapes")
@@ -206,11 +211,5 @@ def _texts(path: Path) -> list[str]:
     return found
 
 
-def _size(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
-    return int(text)
-
-
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(_size(one) for one in text.split(","))
+    return tuple(positive(one) for one in text.split(","))

@@ -10,6 +10,9 @@ from typing import Final
 from .manifest import TargetInfo
 from .notices import BundleWarning, warn
 
+MOST_THREADS: Final = 1024
+"""onnxruntime starts as many as it is told, and more than any machine has work for would fill its memory."""
+
 _ARCHITECTURES: Final = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 # A feature has one name in targets and bundles, whatever /proc/cpuinfo, Arm or macOS call it. The two forms of VNNI
 # (in 512-bit and in 256-bit registers) give the same exact sums of u8 x s8 products, so they are one feature.

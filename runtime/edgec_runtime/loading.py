@@ -47,8 +47,8 @@ def assemble(
 ) -> Model:
     """`load` for a manifest at hand. With verify=False only the parts and the tokenizer have to be there, so
     that the golden vectors of a bundle in the making can be computed by the code that will replay them."""
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
+    if threads is not None and not 1 <= threads <= cpu.MOST_THREADS:
+        raise ValueError(f"threads must be from 1 to {cpu.MOST_THREADS}, not {threads}")
     if len(manifest.parts) == 1:
         part = manifest.parts[0]
     else:

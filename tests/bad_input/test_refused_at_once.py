@@ -44,6 +44,7 @@ USAGE = [
     (["bench", "bundle", "--rounds", "many"], "--rounds"),
     (["bench", "bundle", "--tokens", "16,some"], "--tokens '16,some' is no list of sizes"),
     (["run", "bundle", "text", "--threads", "0"], "--threads"),
+    (["audit", "bundle", "--threads", "99999"], "--threads"),
     (["compress", "--recipe", "minilm-int8", "--turbo"], "--turbo"),
     (["targets", "show"], "NAME"),
     (["recipes", "remove"], "No such command 'remove'"),

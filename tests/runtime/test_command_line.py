@@ -74,7 +74,7 @@ def test_truncation_is_a_warning_on_stderr(bundles: dict[str, Path]) -> None:
         (["run", "FE", "x", "--prompt", "query"], 2, "unknown prompt"),
         (["run", "QA", "x"], 2, "answers questions about a text"),
         (["run", "FE"], 2, "INPUT"),
-        (["run", "FE", "x", "--threads", "0"], 2, "at least 1"),
+        (["run", "FE", "x", "--threads", "0"], 2, "not a number above zero"),
         (["check"], 2, "BUNDLE"),
         (["nothing"], 2, "nothing"),
         ([], 2, "COMMAND"),

@@ -7,6 +7,8 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 
+from edgec_runtime.arguments import positive, thread_count
+
 from .search import NAMES
 
 
@@ -14,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE")
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("questions", nargs="+", metavar="QUESTION", help="- reads questions from stdin, one a line")
-    parser.add_argument("--k", type=_positive, default=5, metavar="N", help="passages to read (5)")
+    parser.add_argument("--k", type=positive, default=5, metavar="N", help="passages to read (5)")
     parser.add_argument("--search", choices=NAMES, default="dense", help="how they are found (dense)")
-    parser.add_argument("--threads", type=_positive)
+    parser.add_argument("--threads", type=thread_count)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,10 +41,3 @@ def _questions(given: Sequence[str]) -> Iterator[str]:
             yield from (line.strip() for line in sys.stdin if line.strip())
         else:
             yield question
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
