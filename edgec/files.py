@@ -41,6 +41,7 @@ def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     SystemFailure for what the file system refuses (no space, no permission).
     """
     require_free(out, force=force)
+    made = [parent for parent in out.parents if not parent.exists()]
     with _as_system_failure(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -51,6 +52,9 @@ def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
             _replace(work, out, force=force)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what was made for nothing goes, unless something else came there
+            for parent in made:
+                parent.rmdir()
 
 
 def _replace(work: Path, out: Path, *, force: bool) -> None:
@@ -85,3 +89,8 @@ def _as_system_failure(out: Path) -> Iterator[None]:
             f"{place}: {error.strerror or error}",
             "check the path and its permissions, or choose another --out",
         ) from error
+
+
+def megabytes(size: int) -> str:
+    """So many bytes in 10**6 bytes: one decimal, and below one megabyte three digits."""
+    return f"{size / 1e6:.1f}" if size >= 1e6 else f"{size / 1e6:.3g}"

@@ -150,13 +150,6 @@ class Recipe:
     seed: int = field(default=0, metadata=bounds(at_least=0, at_most=2**32 - 1))
     source_path: Path = field(default=Path(), metadata=internal())
 
-    def __post_init__(self) -> None:
-        if not self.targets:
-            raise ValueError("targets should name at least one; `edgec targets list` shows them")
-        twice = sorted({name for name in self.targets if self.targets.count(name) > 1})
-        if twice:
-            raise ValueError(f"targets names {twice[0]!r} twice")
-
     @property
     def name(self) -> str:
         """The file's name without its ending."""
@@ -255,10 +248,14 @@ def _target_names(root: yaml.Node, recipe: Path, problems: Problems) -> tuple[st
     """The targets, each of them found; a target file is sought beside the recipe."""
     node = lookup(root, "targets")
     names: list[str] = []
+    if isinstance(node, yaml.SequenceNode) and not node.value:
+        problems.add(node, "targets", "should name at least one; `edgec targets list` shows them")
     for i, entry in enumerate(node.value if isinstance(node, yaml.SequenceNode) else ()):
         if not is_text(entry):
             continue
         name = _beside(entry.value, entry, recipe) if is_path(entry.value) else entry.value
+        if name in names:
+            problems.add(entry, f"targets.{i}", f"names {name!r} a second time")
         try:
             resources.find("target", name)
         except UserError as error:

@@ -15,6 +15,7 @@ from edgec_runtime.manifest import Manifest, PassRecord
 from edgec.budget import JUDGED_SHAPE, Verdict, judged_shape
 from edgec.data.readers import Sample
 from edgec.devices.compare import BenchReport
+from edgec.files import megabytes
 
 if TYPE_CHECKING:
     from edgec.costs import Choices
@@ -155,7 +156,7 @@ def _figures(report: Report, index: int) -> Any:
 
 def _row(name: str, manifest: Manifest, measured: Any, budget: str) -> tuple[str, ...]:
     quality = manifest.quality
-    size = f"{manifest.total_bytes / 1e6:.1f}"
+    size = megabytes(manifest.total_bytes)
     judged = "-" if quality is None else f"{quality.metric} {quality.after:.4f}"
     if measured is None:
         return (name, size, "-", "-", "not measured here", "-", "-", judged, budget)

@@ -219,6 +219,18 @@ def _sets(lists: Sequence[Sequence[str]], indices: Sequence[int], labels: Sequen
     return [frozenset(labels[next(rest)] for _ in given) for given in lists]
 
 
+def labels_of(example: Labelled) -> tuple[str, ...]:
+    """The labels of a text, or the tags of a sentence; of a question none."""
+    if isinstance(example, Example):
+        return example.every_label
+    return example.tags if isinstance(example, Tagged) else ()
+
+
+def require_known(examples: Sequence[Labelled], labels: Sequence[str], *, where: str) -> None:
+    """Raises DataError for a label that a model with these labels does not have."""
+    _indices([labels_of(example) for example in examples], examples, labels, where)
+
+
 def _indices(
     given: Sequence[Sequence[str]], examples: Sequence[Labelled], labels: Sequence[str], where: str
 ) -> list[int]:

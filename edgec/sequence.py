@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edgec.data.load import read_labelled, read_sample, read_unlabelled
 from edgec.data.readers import Sample
+from edgec.errors import RecipeError, UserError
 from edgec.passes import PASSES, run_pass
 from edgec.passes.cache import PassCache
 from edgec.recipe import Recipe, check_passes
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from edgec.recipe_data import LabelledData
 
 Say = Callable[[str], None]
+
+AFTER: Final = {"quantize": ("align",), "decouple": ("finetune", "fuse-adapters", "quantize")}
+"""What can follow a pass whose model the others cannot work on."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,22 @@ def final_task(asked: Recipe) -> str | None:
     return str(named[-1]) if named else asked.model.task
 
 
+def check_order(asked: Recipe) -> None:
+    """Raises RecipeError where a pass follows one whose model it cannot work on."""
+    for place, config in enumerate(asked.passes):
+        for before in asked.passes[:place]:
+            if config.name not in AFTER.get(before.name, PASSES):
+                raise RecipeError(
+                    f"{_place(asked, place)}: cannot work on the model that {before.name} (line {before.line}) leaves",
+                    f"keep one {before.name} pass" if config.name == before.name else f"put it before {before.name}",
+                )
+
+
+def _place(asked: Recipe, place: int) -> str:
+    config = asked.passes[place]
+    return f"{asked.source_path}:{config.line}: passes.{place}.{config.name}"
+
+
 def read_data(asked: Recipe, say: Say) -> RecipeData:
     """Read every file that the recipe names, and ask each pass whether what it needs is there.
 
@@ -71,8 +91,11 @@ def read_data(asked: Recipe, say: Say) -> RecipeData:
     )
     found = RecipeData(calibration, evaluation, training, counts)
     context = PassContext(Path(), found.calibration.texts, data=training)
-    for step in check_passes(asked, PASSES):
-        step.requires_data(context)
+    for place, step in enumerate(check_passes(asked, PASSES)):
+        try:
+            step.requires_data(context)
+        except UserError as error:
+            raise type(error)(f"{_place(asked, place)}: {error.message}", error.hint) from None
     return found
 
 
@@ -97,6 +120,7 @@ def run_passes(
     )
     changed = final_task(asked) not in (None, asked.model.task)
     _check(asked, state, None if changed else state.spec.task)
+    _check_labels(asked, data, state)
     original = state
     done: list[dict[str, Any]] = []
     with with_others():
@@ -109,15 +133,30 @@ def run_passes(
                 say(f"pass {config.name}: taken from the interrupted run")
                 state = cached
                 continue
-            say(f"pass {config.name}")
-            context = PassContext(
-                work, data.calibration.texts, asked.seed, progress, data.training, cache.training_folder(key)
-            )
+            folder = cache.training_folder(key)
+            goes_on = cache.resume and folder.is_dir()
+            say(f"pass {config.name}" + (": its training goes on where it was interrupted" if goes_on else ""))
+            context = PassContext(work, data.calibration.texts, asked.seed, progress, data.training, folder)
             state = run_pass(step, state, context)
             cache.put(key, state)
         leave()
     _check(asked, state, state.spec.task)
     return state
+
+
+def _check_labels(asked: Recipe, data: RecipeData, state: ModelState) -> None:
+    """Raises DataError for a label of data.evaluate that the model will not have: now, not after it was trained."""
+    from edgec.scoring import labels_of, require_known
+
+    evaluate = asked.data.evaluate
+    task = final_task(asked) or state.spec.task
+    if evaluate is None or not evaluate.scored or task not in ("text-classification", "token-classification"):
+        return
+    lists = [step.options.get("labels") for step in asked.passes]  # of distill it is a weight
+    options = [str(label) for labels in lists if isinstance(labels, list) for label in labels]
+    trained = [label for row in data.training.train for label in labels_of(row)]
+    known = tuple(dict.fromkeys([*(state.spec.labels or ()), *options, *trained]))
+    require_known(read_labelled(evaluate).examples, known, where=evaluate.shown)
 
 
 def _check(asked: Recipe, state: ModelState, task: str | None) -> None:

@@ -113,10 +113,12 @@ def lookup(node: yaml.Node, *path: str) -> yaml.Node | None:
 def require_version(root: yaml.Node, path: Path, newest: int) -> None:
     """Refuse a file of a later format than `newest`, before its new keys can be taken for mistakes."""
     node = lookup(root, "edgec")
-    version = plain(node) if isinstance(node, yaml.ScalarNode) else None
+    if not isinstance(node, yaml.ScalarNode):
+        return
+    version, line = plain(node), node.start_mark.line + 1
     if type(version) is int and not 1 <= version <= newest:
         raise RecipeError(
-            f"{path}: edgec: the file is of format {version}; this edgec reads up to {newest}",
+            f"{path}:{line}: edgec: the file is of format {version}; this edgec reads up to {newest}",
             "update edgec" if version > newest else f"write edgec: {newest}",
         )
 

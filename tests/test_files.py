@@ -105,3 +105,13 @@ def test_a_folder_that_came_into_the_way_is_kept(tmp_path: Path) -> None:
         out.mkdir()
         (out / "theirs").write_text("")
     assert listing(tmp_path) == ["out", "out/theirs"]
+
+
+def test_folders_made_for_nothing_go(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "there" / "a" / "b" / "out"):
+        raise ZeroDivisionError
+    assert list((tmp_path / "there").iterdir()) == []
+    with atomic_folder(tmp_path / "there" / "a" / "out"):
+        pass
+    assert (tmp_path / "there" / "a" / "out").is_dir()

@@ -153,8 +153,8 @@ def test_a_recipe_elsewhere_may_use_shipped_texts(folder: Path) -> None:
             "yours.yaml",
             "test.yaml:11: targets.1: the target file yours.yaml does not exist; `edgec targets list`",
         ),
-        ("mine.yaml", "arm64", "test.yaml:1: targets names 'arm64' twice"),
-        ("[arm64, mine.yaml]", "[]", "test.yaml:1: targets should name at least one"),
+        ("mine.yaml", "arm64", "test.yaml:11: targets.1: names 'arm64' a second time"),
+        ("[arm64, mine.yaml]", "[]", "test.yaml:11: targets: should name at least one"),
         ("targets: [arm64, mine.yaml]\n", "", "test.yaml:1: targets: is missing"),
         ("source: org/name, ", "", "test.yaml:3: model.source: is missing"),
         (
@@ -221,8 +221,8 @@ def test_a_recipe_elsewhere_may_use_shipped_texts(folder: Path) -> None:
             "scheme: int4",
             "test.yaml:9: passes.1.quantize.scheme: should be static or dynamic, not",
         ),
-        ("edgec: 1", "edgec: 2", "test.yaml: edgec: the file is of format 2; this edgec reads up to 1"),
-        ("edgec: 1", "edgec: 0", "test.yaml: edgec: the file is of format 0"),
+        ("edgec: 1", "edgec: 2", "test.yaml:1: edgec: the file is of format 2; this edgec reads up to 1"),
+        ("edgec: 1", "edgec: 0", "test.yaml:1: edgec: the file is of format 0"),
         ("edgec: 1", "edgec: one", "test.yaml:1: edgec: should be a whole number, not the text 'one'"),
     ],
 )

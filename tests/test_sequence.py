@@ -109,3 +109,18 @@ def test_what_passes_need_is_told_before_a_model_is_loaded(recipe: Recipe) -> No
     lacking = load_recipe(recipe.source_path, passes=PASSES, overrides=["data.train=null"])
     with pytest.raises(DataError, match="finetune needs labelled rows"):
         read_data(lacking, lambda message: None)
+
+
+def test_a_label_that_the_model_will_not_have_is_told_before_it_is_trained(recipe: Recipe, tmp_path: Path) -> None:
+    rows = tmp_path / "evaluate.csv"
+    rows.write_text("text,label\nYes.,glad\nNo.,gloomy\n")
+    lacking = load_recipe(
+        recipe.source_path,
+        passes=PASSES,
+        overrides=[f"data.evaluate={{text: {rows}, text_column: text, label_column: label}}"],
+    )
+    with pytest.raises(DataError, match=r"evaluate\.csv:3: the model has no label 'gloomy'"):
+        run(lacking, tmp_path, kill_at="finetune")
+    rows.write_text("text,label\nYes.,glad\nNo.,calm\n")
+    with pytest.raises(Killed):
+        run(lacking, tmp_path, kill_at="finetune")

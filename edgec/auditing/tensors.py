@@ -59,13 +59,14 @@ def tensor_errors(
     graph computes these outputs. Compared are the modules whose output is a float tensor of the same shape in both
     graphs. One that a kernel of the quantized graph took into another (queries, keys and values into QAttention) has
     none of its own there: its error is in the output of the module that took it. adapt: see Adapt; edgec.emulation has
-    one. Raises UserError where no module is
-    left to compare, and BundleError for a bundle that the runtime refuses.
+    one. Raises UserError where `baseline` is quantized or of another model, or no module is left to compare, and
+    BundleError for a bundle that the runtime refuses.
     """
     rows = _golden_rows(Path(bundle))
     references, candidates = (_Graph.read_all(Path(folder), adapt) for folder in (baseline, bundle))
     if len(references) != len(candidates):
         raise UserError(f"{bundle} and {baseline} are not made of the same parts", "compare bundles of one model")
+    _require_float_of_one_model(Path(bundle), Path(baseline))
     pairs = list(zip(references, candidates, strict=True))
     expect = _TappedModel([one.engine(other.outputs) for one, other in pairs])
     got = _TappedModel([other.engine(one.outputs) for one, other in pairs])
@@ -85,6 +86,19 @@ def tensor_errors(
             "compare bundles of one model, such as OUT/bundles/TARGET and OUT/baseline of one build",
         )
     return [total.error(module) for module, total in sums.items()]
+
+
+def _require_float_of_one_model(bundle: Path, baseline: Path) -> None:
+    ours, theirs = integrity.read_manifest(bundle), integrity.read_manifest(baseline)
+    if any(part.precision != "fp32" for part in theirs.parts):
+        raise UserError(
+            f"{baseline} is quantized, and the error is that against float", "give OUT/baseline of the same build"
+        )
+    if ours.source.sha256 != theirs.source.sha256:
+        raise UserError(
+            f"{bundle} was made of {ours.source.model}, and {baseline} of {theirs.source.model} with other weights",
+            "compare bundles of one model, such as OUT/bundles/TARGET and OUT/baseline of one build",
+        )
 
 
 def worst(errors: Sequence[TensorError], count: int = 1) -> list[TensorError]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edgec.cli import console
+from edgec.files import megabytes
 
 
 class OnMiss(StrEnum):
@@ -90,4 +91,4 @@ def export(
         console.write_json(json, manifest.to_dict())
     precision = manifest.parts[0].precision
     folder = out or Path(f"{manifest.name}-{manifest.target.name}")
-    console.info(f"written to {folder}: {precision}, {manifest.total_bytes / 1e6:.1f} MB")
+    console.info(f"written to {folder}: {precision}, {megabytes(manifest.total_bytes)} MB")

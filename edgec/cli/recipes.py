@@ -54,16 +54,18 @@ def check(
 ) -> None:
     """Check recipes without loading a model.
 
-    Reports every problem of each file and of the targets that it names. Exit code 2 when one has a problem.
+    Reports every problem of each file and of the targets that it names; reads the data, where it is at hand, and asks
+    each pass whether what it needs is there. Exit code 2 when one has a problem.
     """
     from edgec.errors import RecipeError, UserError
     from edgec.passes import PASSES
     from edgec.recipe import load_recipe
-    from edgec.sequence import final_task
+    from edgec.sequence import check_order, final_task, read_data
     from edgec.target import load_target
     from edgec.task_rules import check_recipe
 
     problems: dict[str, list[str]] = {}
+    hints: set[str] = set()
     awaited: dict[str, int] = {}
     for file in files:
         problems[file] = []
@@ -71,14 +73,19 @@ def check(
             recipe = load_recipe(file, passes=PASSES, data=data)
             awaited[file] = len(recipe.awaited)
             check_recipe(recipe, final_task(recipe))
+            check_order(recipe)
+            if not recipe.awaited:
+                read_data(recipe, lambda line: None)
         except UserError as error:
             problems[file].append(error.message)
+            hints.add(error.hint)
             continue
         for target in recipe.targets:
             try:
                 load_target(target)
             except UserError as error:
                 problems[file].append(error.message)
+                hints.add(error.hint)
     if str(json) != "-":
         for file in files:
             if not problems[file]:
@@ -92,4 +99,5 @@ def check(
         )
     if any(problems.values()):
         messages = [message for file in files for message in problems[file]]
-        raise RecipeError("\n".join(messages), "docs/recipes.md and docs/targets.md explain every key")
+        general = "docs/recipes.md and docs/targets.md explain every key"
+        raise RecipeError("\n".join(messages), hints.pop() if len(hints) == 1 else general)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from edgec.cli import console
+from edgec.files import megabytes
 
 if TYPE_CHECKING:
     from edgec.ranking import Ranking
@@ -111,8 +112,8 @@ def _show(ranking: Ranking) -> None:
                 f"{layer.drop:.2e}",
                 bar(layer.drop, start, end, logarithmic),
                 f"{layer.min_cosine:.4f}",
-                f"{layer.bytes / 1e6:.2f}",
-                f"{layer.float_bytes / 1e6:.2f}",
+                megabytes(layer.bytes),
+                megabytes(layer.float_bytes),
             ]
             for layer in ranking.layers
         ],

@@ -54,7 +54,7 @@ class DataFile(ABC, Generic[T]):
                 place = f"{self.path}:{row.line}" if row.line else str(self.path)
                 raise DataError(
                     f"{place}: {row.what}",
-                    "mend the line, or skip such lines (on_error: skip in a recipe, --skip-malformed)",
+                    "mend the line; labelled data can skip such lines (on_error: skip in a recipe, --skip-malformed)",
                 )
             else:
                 self.skipped += 1

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
+from edgec import files
+
 Mark = Literal["", "good", "bad", "open", "muted"]
 
 NOTHING: Final = "–"
@@ -74,7 +76,7 @@ def text(value: At | str, mark: Mark = "") -> Cell:
 
 def megabytes(at: At) -> Cell:
     """Of bytes."""
-    return _figure(at, lambda value: f"{value / 1e6:.1f} MB")
+    return _figure(at, lambda value: f"{files.megabytes(int(value))} MB")
 
 
 def mebibytes(at: At) -> Cell:

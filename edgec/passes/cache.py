@@ -33,6 +33,8 @@ class PassCache:
         self.resume, self.writes = resume, writes
         if not resume:
             self.clear()
+        elif not self.folder.is_dir():
+            say("no interrupted run is there to be taken up")
 
     @staticmethod
     def key(original: ModelState, passes: Sequence[dict[str, Any]], data: Sequence[Any], seed: int) -> str:

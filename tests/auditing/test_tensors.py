@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -15,6 +16,8 @@ import onnxruntime
 import pytest
 from edgec_runtime import golden, integrity
 from edgec_runtime.errors import FileDamaged
+from edgec_runtime.integrity import read_manifest
+from edgec_runtime.manifest import MANIFEST_FILE
 from onnx import TensorProto, helper, numpy_helper
 from tiny_bundles import graph, random_table, wordpiece, write_bundle
 
@@ -205,3 +208,14 @@ def test_without_a_baseline_nothing_is_compared(
     assert invoke(["audit", str(baseline), "--tokens", "4", "--against", str(baseline)]) == 0
     assert "no module differs" in capsys.readouterr().err
     assert invoke(["audit", str(baseline), "--against", str(tmp_path)]) == 2
+
+
+def test_what_is_compared_with_is_float_and_of_the_same_model(build: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is quantized, and the error is that against float"):
+        tensor_errors(build / "bundles" / "x", build / "bundles" / "x")
+    other = Path(shutil.copytree(build / "baseline", tmp_path / "other"))
+    manifest = read_manifest(other)
+    changed = dataclasses.replace(manifest, source=dataclasses.replace(manifest.source, sha256="0" * 64))
+    (other / MANIFEST_FILE).write_text(changed.sealed().to_text(), encoding="utf-8")
+    with pytest.raises(UserError, match="with other weights"):
+        tensor_errors(build / "bundles" / "x", other)

@@ -71,7 +71,10 @@ BAD_RECIPES = {
     "wrong value": (("static", "statik"), "recipe.yaml:6: passes.0.quantize.scheme: should be static or dynamic"),
     "unknown target": (("arm64", "arm46"), "recipe.yaml:7: targets.0: there is no target named 'arm46'"),
     "missing data file": (("texts.txt", "gone.txt"), "recipe.yaml:4: data.calibrate.text: there is no file gone.txt"),
-    "newer format": (("edgec: 1", "edgec: 9"), "recipe.yaml: edgec: the file is of format 9; this edgec reads up to 1"),
+    "newer format": (
+        ("edgec: 1", "edgec: 9"),
+        "recipe.yaml:1: edgec: the file is of format 9; this edgec reads up to 1",
+    ),
     "no YAML": (("[arm64]", "[arm64"), "recipe.yaml:8: is not YAML"),
     "windows of no use": (
         ("./model}", "./model, task: fill-mask}\nexport: {long_text: window}"),

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from edgec import resources
+from edgec import pipeline, resources
 from edgec.cli import recipes, targets
 from edgec.errors import RecipeError, UserError
 
@@ -138,3 +138,37 @@ def test_check_takes_the_task_that_the_passes_end_with(tmp_path: Path) -> None:
     result = recipes_command("check", str(path))
     assert isinstance(result.exception, RecipeError)
     assert [part in result.exception.message for part in ("data.train is of", "data.evaluate is conll")] == [True, True]
+
+
+def test_check_finds_passes_in_an_order_that_cannot_be(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    start = "edgec: 1\nmodel: {source: org/name}\ntargets: [arm64]\npasses:\n"
+    for passes, told in (
+        ("- quantize: {scheme: dynamic}\n- quantize: {scheme: dynamic}\n", "keep one quantize pass"),
+        ("- quantize: {scheme: dynamic}\n- prune: {sparsity: 0.5}\n", "put it before quantize"),
+        ("- decouple: {split: 1}\n- lora\n", "put it before decouple"),
+    ):
+        path.write_text(start + passes)
+        result = recipes_command("check", str(path))
+        assert isinstance(result.exception, RecipeError)
+        assert f"{path}:6: passes.1." in result.exception.message and "(line 5) leaves" in result.exception.message
+        assert result.exception.hint == told
+        with pytest.raises(RecipeError, match=r"passes\.1\."):
+            pipeline.compress(path, out=tmp_path / "out")
+
+
+def test_check_reads_the_data_and_asks_the_passes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    (tmp_path / "d.csv").write_text("text,lang\nAda walked,en\n")
+    start = "edgec: 1\nmodel: {source: org/name}\ntargets: [arm64]\n"
+    for rest, told in (
+        ("passes: [quantize]\n", f"{path}:4: passes.0.quantize: static quantization needs calibration texts"),
+        ("data: {calibrate: {text: d.csv, text_column: words}}\n", "d.csv: there is no column 'words'"),
+        (
+            "data: {evaluate: {text: d.csv, text_column: text, group_column: language}}\n",
+            "d.csv: there is no column 'language'",
+        ),
+    ):
+        path.write_text(start + rest)
+        result = recipes_command("check", str(path))
+        assert isinstance(result.exception, RecipeError) and told in result.exception.message
