@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +25,9 @@ Say = Callable[[str], None]
 
 AFTER: Final = {"quantize": ("align",), "decouple": ("finetune", "fuse-adapters", "quantize")}
 """What can follow a pass whose model the others cannot work on."""
+
+FEW_TEXTS: Final = 16
+"""Fewer leave ranges to chance."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def run_passes(
     changed = final_task(asked) not in (None, asked.model.task)
     _check(asked, state, None if changed else state.spec.task)
     _check_labels(asked, data, state)
+    _tell_of_texts(asked, state, data.calibration.texts, say)
     original = state
     done: list[dict[str, Any]] = []
     with with_others():
@@ -142,6 +146,19 @@ def run_passes(
         leave()
     _check(asked, state, state.spec.task)
     return state
+
+
+def _tell_of_texts(asked: Recipe, state: ModelState, texts: Sequence[Any], say: Say) -> None:
+    """What of the calibration texts is not used, and where they are few."""
+    if not texts or all(step.name != "quantize" for step in asked.passes):
+        return
+    limit = state.spec.max_length
+    rows = [text if isinstance(text, tuple) else (text,) for text in texts]
+    long = sum(len(state.tokenizer(*row, truncation=False, verbose=False)["input_ids"]) > limit for row in rows)
+    if long:
+        say(f"{long} of {len(rows)} calibration texts are longer than {limit} tokens: they are cut there")
+    if len(rows) < FEW_TEXTS:
+        say(f"{len(rows)} calibration texts are few: a hundred like those of use give ranges that hold")
 
 
 def _check_labels(asked: Recipe, data: RecipeData, state: ModelState) -> None:

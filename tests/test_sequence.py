@@ -124,3 +124,15 @@ def test_a_label_that_the_model_will_not_have_is_told_before_it_is_trained(recip
     rows.write_text("text,label\nYes.,glad\nNo.,calm\n")
     with pytest.raises(Killed):
         run(lacking, tmp_path, kill_at="finetune")
+
+
+def test_calibration_texts_that_are_cut_or_few_are_told(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("Ada walked.\n" + "river " * 500 + "\n")
+    few = load_recipe(
+        recipe.source_path,
+        passes=PASSES,
+        overrides=["passes=[quantize]", f"data={{calibrate: {{text: {tmp_path / 'few.txt'}}}}}"],
+    )
+    _, said = run(few, tmp_path)
+    assert "1 of 2 calibration texts are longer than 64 tokens: they are cut there" in said
+    assert any(line.startswith("2 calibration texts are few") for line in said)

@@ -45,7 +45,7 @@ from edgec.processes import is_main, rank
 
 INTERRUPTED: Final = 130
 _TAKEN_UP: Final = {
-    "compress": "--resume takes up the passes that were finished",
+    "compress": "--resume takes up the finished passes, and a training where it was",
     "index": "--resume takes up what was committed",
 }
 

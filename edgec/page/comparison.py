@@ -80,7 +80,7 @@ def _charts(builds: Mapping[str, At]) -> Iterator[Chart]:
     sizes: list[Bar] = []
     times: list[Bar] = []
     ratios: list[Bar] = []
-    drops: list[Bar] = []
+    drops: dict[str, list[Bar]] = {}
     for name, report in builds.items():
         baseline, bundle = report["baseline"], _shown(report)
         sizes.append(Bar("fp32 baseline", figures.megabytes(baseline["bytes"]), "fp32", heading=name))
@@ -94,13 +94,14 @@ def _charts(builds: Mapping[str, At]) -> Iterator[Chart]:
             ratios.append(Bar(one.label, figures.times(ratio["median"]), one.role, spread, heading))
         quality = worst_quality(report)
         if quality is not None:
-            drops.append(Bar(name, figures.score(quality["drop"]), "int8"))
+            bar = Bar(name, figures.score(quality["drop"]), "int8")
+            drops.setdefault(str(quality["metric"].value), []).append(bar)
     yield bar_chart("Size of all files", sizes)
     if times:
         yield bar_chart("Time of a call: p50, the whisker up to p90", times)
         yield bar_chart("Speed-up over fp32, the whisker from p10 to p90", ratios)
-    if drops:
-        yield bar_chart("Drop in quality of the worst bundle: less is better", drops)
+    for metric, bars in drops.items():  # drops of different metrics have no scale in common
+        yield bar_chart(f"Drop in {metric} of the worst bundle: less is better", bars)
 
 
 def _shown(report: At) -> At:
