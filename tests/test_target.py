@@ -194,7 +194,7 @@ GOOD = "edgec: 1\nname: mine\narch: x86_64\nfeatures: [avx2, vnni]\nint8: {reduc
             "edgec: 1\nverified: true",
             "mine.yaml:2: verified: should be hardware or emulated or false",
         ),
-        ("edgec: 1", "edgec: 9", "mine.yaml: edgec: the file is of format 9"),
+        ("edgec: 1", "edgec: 9", "mine.yaml:1: edgec: the file is of format 9"),
         ("mine", "yours", "mine.yaml:2: name: should be 'mine', as the file is called"),
         ("edgec: 1", "edgec: 1\nforms: {gelo: tanh}", "mine.yaml:2: forms.gelo: unknown key; did you mean 'gelu'?"),
         ("edgec: 1", "edgec: 1\nforms: {gelu: erf}", "mine.yaml:2: forms.gelu: should be exact or tanh, not the text"),
