@@ -27,10 +27,9 @@ from edgec.passes.cache import PassCache
 from edgec.processes import is_main
 from edgec.recipe import Recipe, load_recipe
 from edgec.report import Report, make_report, write_report
-from edgec.sequence import check_order, final_task, read_data, run_passes
+from edgec.sequence import check_asked, read_data, run_passes
 from edgec.state import ModelState, Progress, no_progress
 from edgec.target import Target, check_forms, detect, load_target, misfits
-from edgec.task_rules import check_recipe
 
 if TYPE_CHECKING:
     from edgec.costs import Choices
@@ -185,8 +184,7 @@ def _asked(
 ) -> tuple[Recipe, Path]:
     """The checked recipe, and the folder that its build goes to."""
     asked = load_recipe(recipe, overrides=overrides, passes=PASSES, data=None if data is None else Path(data))
-    check_recipe(asked, final_task(asked))
-    check_order(asked)
+    check_asked(asked)
     if asked.awaited:
         raise UserError(
             f"{asked.source_path}: {asked.awaited[0]} is a file of a data set, and none of those ship with edgec",

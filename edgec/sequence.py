@@ -54,8 +54,12 @@ def final_task(asked: Recipe) -> str | None:
     return str(named[-1]) if named else asked.model.task
 
 
-def check_order(asked: Recipe) -> None:
-    """Raises RecipeError where a pass follows one whose model it cannot work on."""
+def check_asked(asked: Recipe) -> None:
+    """What can be told of a whole recipe before anything is read or loaded.
+
+    Raises RecipeError for what the task cannot do, and where a pass follows one whose model it cannot work on.
+    """
+    check_recipe(asked, final_task(asked))
     for place, config in enumerate(asked.passes):
         for before in asked.passes[:place]:
             if config.name not in AFTER.get(before.name, PASSES):

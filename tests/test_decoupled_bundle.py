@@ -97,15 +97,16 @@ def test_the_audit_counts_by_component(bundles: dict[str, Path]) -> None:
         audit(bundles["int8"], tokens=8, question_tokens=8)
 
 
-def test_a_ratio_of_the_paper(tmp_path: Path) -> None:
-    """Table 1, 5-7 of 12 layers: 0.58."""
+@pytest.mark.parametrize(("split", "paper"), [(5, 0.58), (9, 0.25)])
+def test_the_ratios_of_the_paper(split: int, paper: float, tmp_path: Path) -> None:
+    """Table 1, 12 layers."""
     from edgec.models import load_model
     from edgec.models.decoupled import decoupled
 
-    state = decoupled(load_model(tiny("bert", "question-answering", tmp_path / "m", num_hidden_layers=12)), 5)
+    state = decoupled(load_model(tiny("bert", "question-answering", tmp_path / "m", num_hidden_layers=12)), split)
     Exporter(state, name="twelve").write(tmp_path / "bundle", load_target("x86_64-avx2"), precision="fp32")
     found = audit(tmp_path / "bundle", tokens=64).components
-    assert found is not None and found.cross_ratio == pytest.approx(0.58, abs=0.01)
+    assert found is not None and found.cross_ratio == pytest.approx(paper, abs=0.01)
 
 
 def test_the_graphs_as_torch_exports_them_load(state: ModelState, here: Target, tmp_path: Path) -> None:

@@ -60,9 +60,8 @@ def check(
     from edgec.errors import RecipeError, UserError
     from edgec.passes import PASSES
     from edgec.recipe import load_recipe
-    from edgec.sequence import check_order, final_task, read_data
+    from edgec.sequence import check_asked, read_data
     from edgec.target import load_target
-    from edgec.task_rules import check_recipe
 
     problems: dict[str, list[str]] = {}
     hints: set[str] = set()
@@ -72,8 +71,7 @@ def check(
         try:
             recipe = load_recipe(file, passes=PASSES, data=data)
             awaited[file] = len(recipe.awaited)
-            check_recipe(recipe, final_task(recipe))
-            check_order(recipe)
+            check_asked(recipe)
             if not recipe.awaited:
                 read_data(recipe, lambda line: None)
         except UserError as error:

@@ -10,19 +10,17 @@ bytes a file may have or null. For each, a line with the process id and, when it
 
 from __future__ import annotations
 
-import atexit
 import gc
 import importlib
 import json
 import os
 import resource
+import signal
 import sys
-import threading
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 LEAN: Final = (
     "edgec.cli.main",
@@ -39,6 +37,9 @@ WITH_TORCH: Final = (
     "torch.onnx._internal.exporter._core",
     "onnxscript",
 )
+
+TIME_LIMIT: Final = 120
+"""Seconds; a command that hangs is killed."""
 
 
 class NoTorch:
@@ -75,38 +76,24 @@ def answer(number: int) -> None:
     sys.stdout.flush()
 
 
-def run(request: dict[str, Any]) -> NoReturn:
+def run(request: dict[str, Any]) -> None:
+    from edgec.cli.main import main
+
     os.setsid()
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         with Path(request[name]).open(mode) as file:
             os.dup2(file.fileno(), number)
         # As Python opens them: bytes that are no text come through a command line and back, and stderr is not kept.
         errors = "backslashreplace" if name == "stderr" else "surrogateescape"
-        setattr(sys, name, os.fdopen(number, mode, errors=errors, buffering=1 if name == "stderr" else -1))
+        setattr(sys, name, os.fdopen(number, mode, 1 if name == "stderr" else -1, errors=errors, closefd=False))
     if request["file_limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = ["edgec", *request["args"]]
-    os._exit(ended())
-
-
-def ended() -> int:
-    """The command's exit code, after all that Python does at the end of a process."""
-    from edgec.cli.main import main
-
-    try:
-        main()
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    return code
+    signal.alarm(TIME_LIMIT)
+    main()  # exits, and Python ends as after any command
 
 
 if __name__ == "__main__":
