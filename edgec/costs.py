@@ -138,7 +138,13 @@ def measure(exporter: Exporter, target: Target, device: Device, *, say: Say = la
             return ()
         tokens = min(JUDGED_SHAPE[1], default.preprocessing.max_length)
         report = compare.bench(
-            device, folders, tokens=[tokens], rounds=ROUNDS, cold_start=False, shapes_only=True, on_line=say
+            device,
+            folders,
+            tokens=[tokens],
+            rounds=ROUNDS,
+            cold_start=False,
+            shapes_only=True,
+            on_line=lambda line: say(f"forms: {line}"),
         )
     costs = []
     for (choice, option), figures in zip(tried, report.bundles[1:], strict=True):

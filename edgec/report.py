@@ -177,13 +177,14 @@ def _row(name: str, manifest: Manifest, measured: Any, budget: str) -> tuple[str
 def _budget(report: Report, target: str) -> str:
     verdicts = [verdict for verdict in report.verdicts if verdict.target == target]
     missed = [verdict for verdict in verdicts if verdict.met is False]
-    if missed:
-        ships = "; fp32 ships" if target in report.data["fell_back"] else ""
-        return "missed: " + ", ".join(f"{v.what} {v.value:.4g} ({v.limit:g})" for v in missed) + ships
     if not verdicts:
         return "none set"
-    open_ = [verdict.what for verdict in verdicts if verdict.met is None]
-    return "met" + (f" ({', '.join(open_)} not measured)" if open_ else "")
+    unmeasured = [verdict.what for verdict in verdicts if verdict.met is None]
+    rest = f" ({', '.join(unmeasured)} not measured)" if unmeasured else ""
+    if not missed:
+        return "met" + rest
+    ships = "; fp32 ships" if target in report.data["fell_back"] else ""
+    return "missed: " + ", ".join(f"{v.what} {v.value:.4g} ({v.limit:g})" for v in missed) + rest + ships
 
 
 def _bench(bench: BenchReport, measured: str | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 
 
 def render(reports: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
-    """The page. Raises UserError where a report lacks what its schema promises."""
+    """The page. Raises UserError where a report lacks what its schema has."""
     names = _names([folder for folder, _ in reports])
     places = At([data for _, data in reports])
     builds = []
@@ -27,9 +27,11 @@ def render(reports: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
         try:
             builds.append(_build(names[index], folder, places[index]))
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            cause = f"a value is of another kind than it should be ({error})"
+            if isinstance(error, KeyError):
+                cause = f"{str(error.args[0]).removeprefix(f'/{index}')} is missing"
             raise UserError(
-                f"the report of {folder} is not what its schema promises: {type(error).__name__} {error}",
-                "run the command of the build again",
+                f"the report of {folder} is damaged: {cause}", "run the command of the build again"
             ) from error
     compared = None
     if len(builds) > 1:

@@ -11,7 +11,7 @@ from torch import nn
 from edgec.state import ModelState
 
 SMALL_HEAD: Final = 64
-"""A matrix with fewer outputs is a task head: next to no work, and its error goes straight into the answer."""
+"""A matrix with fewer outputs, such as a task head, is next to no work, and a head's error is the answer's."""
 
 
 def candidates(state: ModelState) -> dict[str, nn.Linear | nn.Embedding]:
@@ -60,5 +60,5 @@ def kept_in_float(
     if not used:
         return "not used by this task"
     if isinstance(module, nn.Linear) and module.out_features < min(SMALL_HEAD, module.in_features):
-        return f"a task head of {module.out_features} outputs: next to no work, and its error is the answer's"
+        return f"{module.out_features} outputs, as of a task head: next to no work, and a head's error is the answer's"
     return None

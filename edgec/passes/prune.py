@@ -81,7 +81,11 @@ class Prune:
             if given and self.structure not in structures:
                 raise ValueError(f"{name} is an option of structure {', '.join(structures)}, not of {self.structure}")
         if self.structure == "none":
-            if self.sparsity is None or not 0.1 <= self.sparsity <= 0.95:
+            if self.sparsity is None:
+                raise ValueError(
+                    "give sparsity, the share of the weights to zero, between 0.1 and 0.95; or a structure"
+                )
+            if not 0.1 <= self.sparsity <= 0.95:
                 raise ValueError(f"sparsity should be between 0.1 and 0.95, not {self.sparsity}")
             if self.scope == "shared":
                 raise ValueError("scope: shared is for heads and ffn; single weights have no namesakes")

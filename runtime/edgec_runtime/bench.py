@@ -96,7 +96,8 @@ def bench(
     facts = machine.facts()
     warnings = _state_of(facts, machine.busy())
     shape_threads, text_threads = threads or 1, threads or usable_cpus()
-    contenders = [measure.Contender.open(path, shape_threads, warnings) for path in bundles]
+    opened = [measure.Contender.open(path, shape_threads, warnings) for path in bundles]
+    contenders = measure.told_apart(opened)
     lengths = _lengths(tokens, contenders, warnings)
     shapes = [measure.shape(contenders, rows, length, rounds, tell, warnings) for rows in batch for length in lengths]
     schedules: list[dict[str, Any]] = [{} for _ in contenders]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings as python_warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -44,6 +45,8 @@ class Contender:
     part: Part
     engine: Engine
     vocabulary: int
+    title: str
+    """What warnings call it."""
 
     @classmethod
     def open(cls, path: Path, threads: int, warnings: list[str]) -> Self:
@@ -57,11 +60,16 @@ class Contender:
         if runner.schedule != "batches" and threads > 1:  # a bundle that never runs in batches
             engine = opened(path, model.manifest, threads)
         vocabulary = model.encoder.tokenizer.get_vocab_size()
-        return cls(path.resolve(), model.manifest, runner.part, engine, vocabulary)
+        title = f"{model.manifest.name} {runner.part.precision} {model.manifest.target.name}"
+        return cls(path.resolve(), model.manifest, runner.part, engine, vocabulary, title)
 
-    @property
-    def title(self) -> str:
-        return f"{self.manifest.name} {self.part.precision} {self.manifest.target.name}"
+
+def told_apart(contenders: Sequence[Contender]) -> list[Contender]:
+    """The same, with the folder's name in the titles that several have."""
+    titles = Counter(one.title for one in contenders)
+    return [
+        replace(one, title=f"{one.title} ({one.path.name})") if titles[one.title] > 1 else one for one in contenders
+    ]
 
 
 def shape(

@@ -224,7 +224,7 @@ def test_a_missing_member_is_told_by_its_pointer() -> None:
         ('{"schema": true}', "has no schema"),
         ('{"schema": 3}', "has schema 3; this edgec reads up to 2"),
         ('{"schema": 0}', "has schema 0, which no edgec wrote"),
-        ('{"schema": 2}', "is not what its schema promises: KeyError '/0/recipe'"),
+        ('{"schema": 2}', "is damaged: /recipe is missing"),
     ],
 )
 def test_what_is_no_report_is_refused(

@@ -141,7 +141,8 @@ def test_a_quantized_model_or_one_with_adapters_is_refused(states: dict[str, Mod
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "sparsity should be between 0.1 and 0.95, not None"),
+        ({}, "give sparsity, the share of the weights to zero, between 0.1 and 0.95"),
+        ({"sparsity": 0.96}, "sparsity should be between 0.1 and 0.95, not 0.96"),
         ({"sparsity": 0.05}, "not 0.05"),
         ({"sparsity": 0.5, "scope": "shared"}, "single weights have no namesakes"),
         ({"sparsity": 0.5, "ratio": 0.5}, "ratio is an option of structure heads, ffn, layers, hidden, not of none"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -212,3 +213,11 @@ def keys(value: Any) -> set[str]:
     if isinstance(value, dict):
         return set(value) | set().union(*map(keys, value.values()))
     return set()
+
+
+def test_bundles_of_one_name_are_told_apart_by_their_folders(bundles: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(bundles["feature-extraction"], tmp_path / "erf")
+    opened = [measure.Contender.open(path, 1, []) for path in (bundles["feature-extraction"], tmp_path / "erf")]
+    other = replace(opened[0], title="another fp32 any")
+    titles = [one.title for one in measure.told_apart([*opened, other])]
+    assert titles == ["tiny fp32 any (feature-extraction)", "tiny fp32 any (erf)", "another fp32 any"]
