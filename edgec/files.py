@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -37,27 +38,66 @@ def require_free(out: Path, *, force: bool = False) -> None:
 def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` at the end; on any failure it is removed.
 
-    force: replace an existing folder, at the moment when the new one is whole. Raises OutputExists, and
-    SystemFailure for what the file system refuses (no space, no permission).
+    What a killed run left of its own goes, too. force: replace an existing folder, at the moment when the new one is
+    whole. Raises OutputExists, also where another run is writing `out`, and SystemFailure for what the file system
+    refuses (no space, no permission).
     """
     require_free(out, force=force)
     made = [parent for parent in out.parents if not parent.exists()]
     with _as_system_failure(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    mine = _claimed(work)
     try:
+        _clear_others(work, out)
         with _as_system_failure(out):
             yield work
             work.chmod(0o755)
             _replace(work, out, force=force)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if mine is not None:
+            os.close(mine)
         with contextlib.suppress(OSError):  # what was made for nothing goes, unless something else came there
             for parent in made:
                 parent.rmdir()
 
 
+def _claimed(work: Path) -> int | None:
+    """A handle that says, for as long as it is open, that a process works in the folder; None where another has it, or
+    the system cannot tell.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(work, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _clear_others(work: Path, out: Path) -> None:
+    """Remove what killed runs have left of `out`. Raises OutputExists where another run is at work on it."""
+    for other in out.parent.iterdir():
+        if other == work or not re.fullmatch(rf"\.{re.escape(out.name)}\.[a-z0-9_]{{8}}", other.name):
+            continue
+        if other.is_symlink() or not other.is_dir():
+            continue
+        left = _claimed(other)
+        if left is None:
+            raise OutputExists(f"another run is writing {out}", "wait until it is done, or choose another --out")
+        shutil.rmtree(other, ignore_errors=True)
+        os.close(left)
+
+
 def _replace(work: Path, out: Path, *, force: bool) -> None:
+    if not force and (out.exists() or out.is_symlink()):
+        raise OutputExists(f"{out} appeared while it was being written", "choose another --out, or give --force")
     if force and out.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
         out.rename(old / "folder")
@@ -82,7 +122,7 @@ def _as_system_failure(out: Path) -> Iterator[None]:
         place = error.filename or out
         if error.errno == errno.ENOSPC:
             raise SystemFailure(
-                f"no space left while writing {place}; nothing was kept",
+                f"no space left while writing {place}; {out} was not written",
                 "free some space or choose another --out",
             ) from error
         raise SystemFailure(

@@ -27,13 +27,14 @@ from edgec.passes.cache import PassCache
 from edgec.processes import is_main
 from edgec.recipe import Recipe, load_recipe
 from edgec.report import Report, make_report, write_report
-from edgec.sequence import check_asked, read_data, run_passes
+from edgec.sequence import Passed, check_asked, read_data, run_passes
 from edgec.state import ModelState, Progress, no_progress
 from edgec.target import Target, check_forms, detect, load_target, misfits
 
 if TYPE_CHECKING:
     from edgec.costs import Choices
     from edgec.devices import Device
+    from edgec.evaluation.original import Original
     from edgec.exporter import Exporter
     from edgec.put_back import Outcome
     from edgec.ranking import Ranking
@@ -76,9 +77,13 @@ def compress(
     check_forms(forms)
     rows = read_data(asked, say)
     calibration, evaluation = rows.calibration, rows.evaluation
-    cache = PassCache(out, resume=resume, say=say)
 
-    with open_device(on) as device, atomic_folder(out, force=force) as work, cache:
+    with (
+        open_device(on) as device,
+        atomic_folder(out, force=force) as work,
+        # Behind the folder: another run into it is refused before it could clear what this one has kept.
+        PassCache(out, resume=resume, say=say) as cache,
+    ):
         facts = device.facts()
         fitting = [target for target in targets if not misfits(target, facts)]
         measured = detect(facts, fitting)[0] if fitting else None
@@ -90,11 +95,15 @@ def compress(
         from edgec.models import save_build
         from edgec.page import write_page
 
-        state = run_passes(asked, rows, cache, work, progress, say)
+        passed = run_passes(asked, rows, cache, work, progress, say)
+        state = passed.state
         say("trace the float graph and compare it with torch")
         exporter = _exporter(state, asked)
         baseline = exporter.write(work / "baseline", measured or targets[0], precision=FP32)
         choices = costs.find(forms, exporter, timed, device, facts, say=say)
+        original = (
+            None if passed.original is None else _against_original(passed, work, asked, evaluation, progress, say)
+        )
         build = _Build(work, asked, targets, timed, choices, evaluation, progress, say)
         bundles = build.export(exporter)
         ranking, outcome = _put_back(build, exporter, calibration, bundles, cache)
@@ -137,6 +146,7 @@ def compress(
             device=device.name,
             facts=facts,
             history=state.history,
+            original=original,
             baseline=baseline,
             bundles=bundles,
             bench=bench,
@@ -301,6 +311,26 @@ def _put_back(
     return ranking, outcome
 
 
+def _against_original(
+    passed: Passed, work: Path, asked: Recipe, evaluation: Sample, progress: Progress, say: Say
+) -> Original:
+    """What the passes cost, told in float: rounding is judged apart."""
+    from edgec.evaluation.original import against_original
+
+    assert passed.original is not None
+    say(f"compare with the model before {passed.before}")
+    return against_original(
+        passed.original,
+        passed.before,
+        passed.state,
+        work / "baseline",
+        asked.data.evaluate,
+        evaluation,
+        reading=_reading(asked),
+        progress=progress,
+    )
+
+
 def _timed(
     device: Device, work: Path, exporter: Exporter, target: Target, asked: Recipe, say: Say
 ) -> tuple[Manifest, compare.BenchReport]:
@@ -334,17 +364,13 @@ def require_budget(report: Report) -> None:
 def _exporter(state: ModelState, asked: Recipe) -> Exporter:
     from edgec.exporter import Exporter
 
-    settings = asked.export
-    return Exporter(
-        state,
-        name=asked.name,
-        opset=settings.opset,
-        long_text=settings.long_text,
-        stride=settings.stride,
-        null_answers=settings.null_answers,
-        max_answer_tokens=settings.max_answer_tokens,
-        seed=asked.seed,
-    )
+    return Exporter(state, name=asked.name, opset=asked.export.opset, seed=asked.seed, **_reading(asked))
+
+
+def _reading(asked: Recipe) -> dict[str, Any]:
+    """How texts are read and answers given."""
+    names = ("long_text", "stride", "null_answers", "max_answer_tokens")
+    return {name: getattr(asked.export, name) for name in names}
 
 
 def _schedule(figures: compare.BundleFigures) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +19,7 @@ from edgec.files import megabytes
 
 if TYPE_CHECKING:
     from edgec.costs import Choices
+    from edgec.evaluation.original import Original
     from edgec.put_back import Outcome
     from edgec.ranking import Ranking
 
@@ -54,6 +55,7 @@ def make_report(
     device: str,
     facts: Mapping[str, Any],
     history: Sequence[PassRecord],
+    original: Original | None,
     baseline: Manifest,
     bundles: Mapping[str, Manifest],
     bench: BenchReport | None,
@@ -73,11 +75,12 @@ def make_report(
 ) -> Report:
     """Gather a Report.
 
-    command: what repeats the run. verified: by target, how far the device was from the golden vectors; a target that
-    the device is not of has none. fell_back: targets that ship fp32, as on_miss says. audits, tensors: by target, what
-    edgec.auditing tells of its bundle. data: by name of the recipe's training data, its rows, those skipped as
-    malformed and the tags repaired. archives: by target, the bytes of its bundle as one compressed file, where there is
-    one. ranking, outcome: None where no layer had to be put back.
+    command: what repeats the run. original: None where the passes left the model what it was, but for rounding.
+    verified: by target, how far the device was from the golden vectors; a target that the device is not of has none.
+    fell_back: targets that ship fp32, as on_miss says. audits, tensors: by target, what edgec.auditing tells of its
+    bundle. data: by name of the recipe's training data, its rows, those skipped as malformed and the tags repaired.
+    archives: by target, the bytes of its bundle as one compressed file, where there is one. ranking, outcome: None
+    where no layer had to be put back.
     """
     content = {
         "schema": SCHEMA,
@@ -88,6 +91,7 @@ def make_report(
         "versions": baseline.versions,
         "source": dataclasses.asdict(baseline.source),
         "passes": [dataclasses.asdict(record) for record in history],
+        "original": None if original is None else original.to_dict(),
         "baseline": {"path": "baseline", **_summary(baseline)},
         "bundles": [
             {
@@ -121,7 +125,24 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def warnings(report: Report) -> list[str]:
-    """What nobody asked for and everybody should know: a bundle that was made to be fast and is not."""
+    """What nobody asked for and everybody should know: passes that cost more than the budget allows a bundle, and a
+    bundle that was made to be fast and is not.
+    """
+    return [*_lost_by_passes(report), *_slower(report)]
+
+
+def _lost_by_passes(report: Report) -> Iterator[str]:
+    quality = (report.data["original"] or {}).get("quality")
+    limit = report.data["recipe"].get("budget", {}).get("accuracy_drop")
+    if quality is not None and limit is not None and quality["drop"] > limit:
+        group = f" in the group {quality['group']}" if quality["group"] else ""
+        yield (
+            f"the passes cost {quality['drop']:.4g} in {quality['metric']}{group} before int8, beside the model before "
+            f"{report.data['original']['before_pass']}: accuracy_drop ({limit:g}) judges a bundle against its fp32 form"
+        )
+
+
+def _slower(report: Report) -> list[str]:
     if report.bench is None or report.measured is None:
         return []
     ratio = report.bench.bundles[1].shapes[judged_shape(report.bench.bundles[1])].ratio
@@ -140,8 +161,21 @@ def title(report: Report) -> str:
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
-    """The table of COLUMNS: the fp32 baseline, then a row a target; times as the budget judges them."""
-    table = [_row("fp32 baseline", report.baseline, _figures(report, 0), "-")]
+    """The table of COLUMNS: the model before it was compressed, where that is another one; the fp32 baseline; then a
+    row a target. Times are as the budget judges them. The quality of fp32 is against the model before, that of a target
+    against fp32.
+    """
+    table: list[tuple[str, ...]] = []
+    baseline = _row("fp32 baseline", report.baseline, _figures(report, 0), "-")
+    original = report.data["original"]
+    if original is not None:
+        quality, place = original["quality"], COLUMNS.index("quality")
+        metric, was, now = (None, 0, 0) if quality is None else (quality[key] for key in ("metric", "before", "after"))
+        told = ["-" if metric is None else f"{metric} {score:.4f}" for score in (was, now)]
+        name = f"before {original['before_pass']}"
+        table.append((name, megabytes(original["bytes"]), *["-"] * (place - 2), told[0], "-"))
+        baseline = (*baseline[:place], told[1], *baseline[place + 1 :])
+    table.append(baseline)
     for name, manifest in report.bundles.items():
         # Where fp32 ships instead, the figures are those of the baseline: it is the same model.
         index = 0 if name in report.data["fell_back"] else 1

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgec.data.load import read_labelled, read_sample, read_unlabelled
 from edgec.data.readers import Sample
-from edgec.errors import RecipeError, UserError
+from edgec.errors import DataError, RecipeError, UserError
 from edgec.passes import PASSES, run_pass
 from edgec.passes.cache import PassCache
-from edgec.recipe import Recipe, check_passes
+from edgec.recipe import PassConfig, Recipe, check_passes
 from edgec.state import ModelState, PassContext, Progress, TrainingData
 from edgec.task_rules import check_recipe
+from edgec.yaml_tree import place_of
 
 if TYPE_CHECKING:
     from edgec.data.examples import Labelled
@@ -23,8 +24,15 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-AFTER: Final = {"quantize": ("align",), "decouple": ("finetune", "fuse-adapters", "quantize")}
-"""What can follow a pass whose model the others cannot work on."""
+AFTER: Final = {
+    "quantize": ("align",),
+    "decouple": ("finetune", "fuse-adapters", "quantize"),
+    "lora": ("align", "fuse-adapters"),
+}
+"""What can follow a pass whose model the others cannot work on; lora, until its adapters are merged."""
+
+LEARNING: Final = ("finetune", "lora", "fuse-adapters")
+"""Passes after which the model still is the one that is to be made small."""
 
 FEW_TEXTS: Final = 16
 """Fewer leave ranges to chance."""
@@ -48,30 +56,83 @@ class RecipeData:
         return [self.calibration.texts, *(getattr(self.training, f.name) for f in dataclasses.fields(self.training))]
 
 
+@dataclass(frozen=True)
+class Passed:
+    """The model after all passes. original: the model before the pass `before`, the first that makes it another one;
+    None where all that happens to it is learning and rounding.
+    """
+
+    state: ModelState
+    original: ModelState | None = None
+    before: str = ""
+
+
 def final_task(asked: Recipe) -> str | None:
     """The task of the model after all passes, as far as the recipe tells it."""
     named = [step.options["task"] for step in asked.passes if step.options.get("task") is not None]
     return str(named[-1]) if named else asked.model.task
 
 
+def first_compressing(passes: Sequence[PassConfig]) -> int | None:
+    """The index of the first pass whose result is another model. Rounding after training is not: fp32 tells of it."""
+    for place, config in enumerate(passes):
+        rounding = config.name == "quantize" and config.options.get("when") != "training"
+        if config.name not in LEARNING and not rounding:
+            return place
+    return None
+
+
 def check_asked(asked: Recipe) -> None:
     """What can be told of a whole recipe before anything is read or loaded.
 
-    Raises RecipeError for what the task cannot do, and where a pass follows one whose model it cannot work on.
+    Raises RecipeError for what the task cannot do, a folder that is not there, and a pass that follows one whose model
+    it cannot work on.
     """
     check_recipe(asked, final_task(asked))
-    for place, config in enumerate(asked.passes):
-        for before in asked.passes[:place]:
-            if config.name not in AFTER.get(before.name, PASSES):
+    _require_folder(asked.model.source, f"{asked.source_path}: model.source")
+    for place, (config, step) in enumerate(zip(asked.passes, check_passes(asked, PASSES), strict=True)):
+        for name in (field.name for field in dataclasses.fields(step)):
+            _require_folder(getattr(step, name), f"{_place(asked, place)}.{name}")
+        for _, before in _still_there(asked.passes[:place]):
+            joint = (before.name, config.options.get("mode")) == ("quantize", "joint")
+            if config.name not in AFTER.get(before.name, PASSES) or joint:
+                mode = " with mode: joint" if joint else ""
                 raise RecipeError(
-                    f"{_place(asked, place)}: cannot work on the model that {before.name} (line {before.line}) leaves",
-                    f"keep one {before.name} pass" if config.name == before.name else f"put it before {before.name}",
+                    f"{_place(asked, place)}: cannot work{mode} on the model that {before.name} (line {before.line}) "
+                    "leaves",
+                    _remedy(before.name, config.name, joint),
                 )
+    for place, config in _still_there(asked.passes):
+        if config.name == "lora":
+            raise RecipeError(
+                f"{_place(asked, place)}: nothing merges its adapters into the weights, and a graph has plain layers",
+                "add fuse-adapters after it",
+            )
+
+
+def _still_there(passes: Sequence[PassConfig]) -> list[tuple[int, PassConfig]]:
+    """Each with its index, without LoRA adapters that were merged."""
+    fused = max((place for place, config in enumerate(passes) if config.name == "fuse-adapters"), default=-1)
+    return [(place, config) for place, config in enumerate(passes) if config.name != "lora" or place > fused]
+
+
+def _remedy(before: str, name: str, joint: bool) -> str:
+    if before == "lora":
+        return "put fuse-adapters between them"
+    if joint:
+        return f"put it before {before}, or align with mode: frozen"
+    return f"keep one {before} pass" if name == before else f"put it before {before}"
+
+
+def _require_folder(value: object, place: str) -> None:
+    """Raises RecipeError for a text that is no hub id but a path, and leads nowhere."""
+    if isinstance(value, str) and value.startswith(("./", "../", "/", "~")) and not Path(value).expanduser().exists():
+        raise RecipeError(f"{place}: there is no folder {value}", "check the path: it starts at the recipe's folder")
 
 
 def _place(asked: Recipe, place: int) -> str:
     config = asked.passes[place]
-    return f"{asked.source_path}:{config.line}: passes.{place}.{config.name}"
+    return f"{place_of(config.node, str(asked.source_path))}: passes.{place}.{config.name}"
 
 
 def read_data(asked: Recipe, say: Say) -> RecipeData:
@@ -106,9 +167,7 @@ def read_data(asked: Recipe, say: Say) -> RecipeData:
     return found
 
 
-def run_passes(
-    asked: Recipe, data: RecipeData, cache: PassCache, work: Path, progress: Progress, say: Say
-) -> ModelState:
+def run_passes(asked: Recipe, data: RecipeData, cache: PassCache, work: Path, progress: Progress, say: Say) -> Passed:
     """The model of the recipe after all its passes; those that `cache` knows are not done again.
 
     Several processes that train together (edgec.processes) all come here, and each has the same model in the end.
@@ -129,27 +188,30 @@ def run_passes(
     _check(asked, state, None if changed else state.spec.task)
     _check_labels(asked, data, state)
     _tell_of_texts(asked, state, data.calibration.texts, say)
-    original = state
+    loaded, original, before = state, None, ""
+    compressing = first_compressing(asked.passes)
     done: list[dict[str, Any]] = []
     with with_others():
-        for config, step in zip(asked.passes, check_passes(asked, PASSES), strict=True):
+        for place, (config, step) in enumerate(zip(asked.passes, check_passes(asked, PASSES), strict=True)):
+            if place == compressing:
+                original, before = state, config.name
             done.append({config.name: dataclasses.asdict(step)})
-            key = cache.key(original, done, data.facts, asked.seed)
+            key = cache.key(loaded, done, data.facts, asked.seed)
             cached = cache.get(key)
             agree(cached is not None, "which passes of the interrupted run they find")
             if cached is not None:
                 say(f"pass {config.name}: taken from the interrupted run")
                 state = cached
                 continue
+            taken_up = ": its training goes on where it was interrupted" if cache.goes_on(key) else ""
+            say(f"pass {config.name}{taken_up}")
             folder = cache.training_folder(key)
-            goes_on = cache.resume and folder.is_dir()
-            say(f"pass {config.name}" + (": its training goes on where it was interrupted" if goes_on else ""))
-            context = PassContext(work, data.calibration.texts, asked.seed, progress, data.training, folder)
+            context = PassContext(work, data.calibration.texts, asked.seed, progress, data.training, folder, say)
             state = run_pass(step, state, context)
             cache.put(key, state)
         leave()
     _check(asked, state, state.spec.task)
-    return state
+    return Passed(state, original, before)
 
 
 def _tell_of_texts(asked: Recipe, state: ModelState, texts: Sequence[Any], say: Say) -> None:
@@ -177,7 +239,12 @@ def _check_labels(asked: Recipe, data: RecipeData, state: ModelState) -> None:
     options = [str(label) for labels in lists if isinstance(labels, list) for label in labels]
     trained = [label for row in data.training.train for label in labels_of(row)]
     known = tuple(dict.fromkeys([*(state.spec.labels or ()), *options, *trained]))
-    require_known(read_labelled(evaluate).examples, known, where=evaluate.shown)
+    try:
+        require_known(read_labelled(evaluate).examples, known, where=evaluate.shown)
+    except DataError as error:
+        trains = any(step.name in ("finetune", "lora", "align") for step in asked.passes)
+        remedy = "; name it in the option labels of the pass that learns the task" if trains else ""
+        raise DataError(error.message, error.hint + remedy) from None
 
 
 def _check(asked: Recipe, state: ModelState, task: str | None) -> None:

@@ -154,6 +154,10 @@ def no_progress(label: str, total: int) -> Callable[[int], None]:
     return lambda done: None
 
 
+def no_word(line: str) -> None:
+    """Tells nobody."""
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """What passes train on, all of it read and checked. train, validation: edgec.data.examples.Labelled, of one kind.
@@ -167,7 +171,8 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class PassContext:
-    """What a pass may use besides the state: a folder of its own, texts and labelled data, a seed, progress.
+    """What a pass may use besides the state: a folder of its own, texts and labelled data, a seed, progress, and `say`,
+    which tells the user what nobody asked for and everybody should know.
 
     texts: calibration inputs; a pair is a tuple of two strings. checkpoints: a folder of this pass that outlives a
     kill, so that training goes on where it was; None: nothing is kept.
@@ -179,6 +184,7 @@ class PassContext:
     progress: Progress = no_progress
     data: TrainingData = TrainingData()
     checkpoints: Path | None = None
+    say: Callable[[str], None] = no_word
 
     @property
     def training_folder(self) -> Path:

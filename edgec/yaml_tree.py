@@ -37,7 +37,7 @@ class Problems:
         """Note `file:line: key: what`; file and line (or the override) are those that the node came from."""
         mark = node.start_mark if node is not None else None
         file, line = (mark.name, mark.line + 1) if mark else (self.where, 0)
-        place = file if line == 0 or file.startswith(_OVERRIDE) else f"{file}:{line}"
+        place = place_of(node, self.where)
         text = f"{place}: {key}: {what}" if key else f"{place}: {what}"
         self._found.append(Problem((file, line), text))
 
@@ -152,6 +152,14 @@ def empty_mapping(at: yaml.Node) -> yaml.MappingNode:
 def child_key(key: str, name: str) -> str:
     """The dotted path of a child."""
     return f"{key}.{name}" if key else name
+
+
+def place_of(node: yaml.Node | None, where: str) -> str:
+    """`file:line` of the node, or the override that it came from; without a node `where`."""
+    mark = node.start_mark if node is not None else None
+    if mark is None:
+        return where
+    return str(mark.name) if str(mark.name).startswith(_OVERRIDE) else f"{mark.name}:{mark.line + 1}"
 
 
 def from_override(node: yaml.Node) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgec.errors import DataError, EdgecError, OutputExists, SystemFailure
+from edgec.errors import DataError, OutputExists, SystemFailure
 from edgec.files import atomic_folder, require_free
 
 
@@ -87,7 +87,7 @@ def test_a_folder_cannot_lie_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "message", "hint"),
     [
-        (errno.ENOSPC, "no space left while writing .*model.onnx; nothing was kept", "free some space"),
+        (errno.ENOSPC, "no space left while writing .*model.onnx; .*out was not written", "free some space"),
         (errno.EACCES, "model.onnx: Permission denied", "permissions"),
     ],
 )
@@ -100,7 +100,7 @@ def test_what_the_file_system_refuses(tmp_path: Path, number: int, message: str,
 
 def test_a_folder_that_came_into_the_way_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(EdgecError), atomic_folder(out) as work:
+    with pytest.raises(OutputExists, match="out appeared while it was being written"), atomic_folder(out) as work:
         (work / "mine").write_text("")
         out.mkdir()
         (out / "theirs").write_text("")
@@ -115,3 +115,22 @@ def test_folders_made_for_nothing_go(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "there" / "a" / "out"):
         pass
     assert (tmp_path / "there" / "a" / "out").is_dir()
+
+
+def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
+    for name in (".out.abcd_123", ".out.passes", ".out.abcdefghi", ".other.abcd1234"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    with atomic_folder(tmp_path / "out"):
+        assert not (tmp_path / ".out.abcd_123").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.passes", ".out.abcdefghi", ".other.abcd1234"}
+
+
+def test_two_runs_do_not_write_one_folder(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as work:
+        (work / "file").write_text("mine")
+        with pytest.raises(OutputExists, match=r"another run is writing .*out"), atomic_folder(tmp_path / "out"):
+            pass
+        with atomic_folder(tmp_path / "other"):
+            pass
+    assert listing(tmp_path) == ["other", "out", "out/file"]

@@ -29,7 +29,7 @@ from edgec.emulation import load_as_target
 from edgec.errors import BudgetMissed, GateFailed, ModelError, OutputExists, RecipeError, UserError
 from edgec.models import load_model
 from edgec.pipeline import require_budget
-from edgec.report import Report, rows
+from edgec.report import Report, rows, warnings
 from edgec.target import Target, misfits
 
 pytestmark = pytest.mark.filterwarnings("ignore::edgec_runtime.BundleWarning")
@@ -391,3 +391,22 @@ def test_a_metric_that_the_task_does_not_give(labelled: tuple[Path, Callable[...
         # The task is known from the recipe before the load, from the model right after it.
         assert [line.split()[0] for line in said] == ([] if early else ["load"])
     assert not (folder / "other").exists()
+
+
+def test_what_passes_cost_before_int8_is_told_apart(workshop: Workshop, foreign: Target) -> None:
+    recipe = workshop.recipe(
+        "pruned", [foreign.name], budget="{accuracy_drop: 0.0001, put_back: none, on_miss: fallback}"
+    )
+    report = edgec.compress(
+        recipe,
+        out=workshop.folder / "pruned",
+        overrides=["passes=[{prune: {structure: layers, keep: 1, select: first}}, {quantize: {scheme: static}}]"],
+    )
+    original = report.data["original"]
+    assert original["before_pass"] == "prune" and original["parameters"] > original["parameters_after"]
+    quality = original["quality"]
+    assert quality["metric"] == "cosine" and quality["before"] == 1.0 and quality["drop"] > 0.001
+    assert rows(report)[0][0] == "before prune" and rows(report)[1][7] == f"cosine {quality['after']:.4f}"
+    assert any(told.startswith("the passes cost") for told in warnings(report))
+    page = (workshop.folder / "pruned" / "report.html").read_text()
+    assert "What the passes cost in float" in page

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgec_runtime.manifest import Part
+from edgec_runtime.manifest import GroupQuality, Part, Quality
 from figures import bench_report, manifest
 
 from edgec.budget import Verdict
 from edgec.costs import Choices, Cost
 from edgec.data.readers import Sample
 from edgec.devices.compare import Ratio
+from edgec.evaluation.original import Original
 from edgec.put_back import Outcome, PutBack
 from edgec.ranking import LayerSensitivity, Ranking
 from edgec.report import COLUMNS, Report, make_report, rows, title, warnings, write_report
@@ -28,6 +29,7 @@ def _report(**changes: Any) -> Report:
         "device": "local",
         "facts": {"arch": "aarch64"},
         "history": manifest().passes,
+        "original": None,
         "baseline": manifest(megabytes=90, drop=None, parts=(Part("encoder", "encoder.onnx", "fp32", (), ()),)),
         "bundles": {"arm64": manifest(), "x86_64-vnni": manifest("x86_64-vnni", drop=0.02)},
         "bench": bench_report(),
@@ -58,8 +60,19 @@ def test_what_the_report_holds(tmp_path: Path) -> None:
     write_report(tmp_path, report)
     data = json.loads((tmp_path / "report.json").read_text())
     assert list(data) == [
-        *("schema", "command", "recipe", "device", "machine", "versions", "source", "passes", "baseline"),
-        *("bundles", "measured", "bench", "budget", "fell_back", "calibration", "data", "choices", "sensitivity"),
+        *("schema", "command", "recipe", "device", "machine", "versions", "source", "passes", "original"),
+        *(
+            "baseline",
+            "bundles",
+            "measured",
+            "bench",
+            "budget",
+            "fell_back",
+            "calibration",
+            "data",
+            "choices",
+            "sensitivity",
+        ),
         *("put_back", "put_back_steps", "seconds"),
     ]
     assert data["schema"] == 2 and data["seconds"] == 12.3 and data["measured"] == "arm64"
@@ -127,6 +140,35 @@ def test_an_int8_bundle_that_is_slower_is_told() -> None:
     (told,) = warnings(_report(bench=slower))
     assert told.startswith("arm64 is slower than fp32 on local: 0.80x (p10 0.75, p90 0.85)")
     assert warnings(_report(bench=None, measured=None)) == []
+
+
+def _original(quality: Quality | None) -> Original:
+    return Original("prune", (30_000_000, 22_500_000), quality, "" if quality else "the model had other labels then")
+
+
+def test_what_the_passes_cost_stands_beside_what_rounding_costs() -> None:
+    lost = Quality("span_f1", 0.61, 0.52, 0.12, 200, "yor", {"yor": GroupQuality(0.6, 0.48, 0.12, 90)})
+    recipe = {"edgec": 1, "budget": {"accuracy_drop": 0.1}}
+    report = _report(original=_original(lost), recipe=recipe)
+    first, baseline, _, _ = (dict(zip(COLUMNS, row, strict=True)) for row in rows(report))
+    assert (first["bundle"], first["MB"], first["quality"]) == ("before prune", "120.0", "span_f1 0.6100")
+    assert (baseline["bundle"], baseline["quality"]) == ("fp32 baseline", "span_f1 0.5200")
+    assert {len(row) for row in rows(report)} == {len(COLUMNS)}
+    assert report.data["original"]["quality"]["groups"]["yor"]["drop"] == 0.12
+    (told,) = warnings(report)
+    assert told.startswith(
+        "the passes cost 0.12 in span_f1 in the group yor before int8, beside the model before prune"
+    )
+    recipe = {"edgec": 1, "budget": {"accuracy_drop": 0.2}}
+    assert warnings(_report(original=_original(lost), recipe=recipe)) == []
+
+
+def test_models_that_do_not_compare_have_their_sizes() -> None:
+    report = _report(original=_original(None))
+    first, baseline, _, _ = (dict(zip(COLUMNS, row, strict=True)) for row in rows(report))
+    assert (first["MB"], first["quality"], baseline["quality"]) == ("120.0", "-", "-")
+    assert report.data["original"]["reason"] == "the model had other labels then"
+    assert warnings(report) == []
 
 
 def test_a_report_is_strict_json(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import torch
 import yaml
 from tiny_models import SENTENCES, tiny
 
-from edgec.errors import DataError
+from edgec.errors import DataError, RecipeError, UserError
 from edgec.exporter import Exporter
 from edgec.passes import PASSES
 from edgec.passes.cache import PassCache
 from edgec.recipe import Recipe, load_recipe
-from edgec.sequence import final_task, read_data, run_passes
+from edgec.sequence import Passed, check_asked, final_task, first_compressing, read_data, run_passes
 from edgec.state import ModelState, no_progress
 from edgec.target import Target
 
@@ -55,9 +55,7 @@ class Killed(BaseException):
     """What no handler of an error takes for one, like a kill."""
 
 
-def run(
-    recipe: Recipe, folder: Path, *, resume: bool = False, kill_at: str | None = None
-) -> tuple[ModelState, list[str]]:
+def run(recipe: Recipe, folder: Path, *, resume: bool = False, kill_at: str | None = None) -> tuple[Passed, list[str]]:
     said: list[str] = []
 
     def say(message: str) -> None:
@@ -68,13 +66,18 @@ def run(
     data = read_data(recipe, say)
     (folder / "work").mkdir(parents=True, exist_ok=True)
     with PassCache(folder / "out", resume=resume) as cache:
-        state = run_passes(recipe, data, cache, folder / "work", no_progress, say)
-    return state, said
+        passed = run_passes(recipe, data, cache, folder / "work", no_progress, say)
+    return passed, said
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> ModelState:
+def passed(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Passed:
     return run(recipe, tmp_path_factory.mktemp("whole"))[0]
+
+
+@pytest.fixture(scope="module")
+def whole(passed: Passed) -> ModelState:
+    return passed.state
 
 
 def test_the_passes_compose(recipe: Recipe, whole: ModelState, here: Target, tmp_path: Path) -> None:
@@ -93,7 +96,8 @@ def test_a_run_killed_at_every_pass_ends_the_same(recipe: Recipe, whole: ModelSt
     for place, name in enumerate(names):
         with pytest.raises(Killed):
             run(recipe, tmp_path, resume=place > 0, kill_at=name)
-    state, said = run(recipe, tmp_path, resume=True)
+    resumed, said = run(recipe, tmp_path, resume=True)
+    state = resumed.state
     assert [line for line in said if line.startswith("pass ")] == [
         *(f"pass {name}: taken from the interrupted run" for name in names[:-1]),
         f"pass {names[-1]}",
@@ -136,3 +140,91 @@ def test_calibration_texts_that_are_cut_or_few_are_told(recipe: Recipe, tmp_path
     _, said = run(few, tmp_path)
     assert "1 of 2 calibration texts are longer than 64 tokens: they are cut there" in said
     assert any(line.startswith("2 calibration texts are few") for line in said)
+
+
+def test_the_original_is_what_the_compressing_passes_start_from(passed: Passed) -> None:
+    assert passed.before == "distill" and passed.original is not None
+    assert [record.name for record in passed.original.history] == ["finetune"]
+    assert passed.original.spec.labels == LABELS
+
+
+@pytest.mark.parametrize(
+    ("passes", "place"),
+    [
+        ("[]", None),
+        ("[finetune, {lora: {}}, fuse-adapters, quantize]", None),
+        ("[finetune, {prune: {sparsity: 0.5}}, {prune: {sparsity: 0.9}}]", 1),
+        ("[{quantize: {scheme: fully-quantized, when: training}}]", 0),
+        ("[quantize, {align: {large: ./model}}]", 1),
+    ],
+)
+def test_which_pass_makes_it_another_model(recipe: Recipe, passes: str, place: int | None) -> None:
+    asked = load_recipe(recipe.source_path, overrides=[f"passes={passes}"])
+    assert first_compressing(asked.passes) == place
+
+
+@pytest.mark.parametrize(
+    ("passes", "message", "hint"),
+    [
+        ("[{lora: {}}, quantize]", "quantize: cannot work on the model that lora", "put fuse-adapters between them"),
+        ("[{lora: {}}, {lora: {}}]", "lora: cannot work on the model that lora", "put fuse-adapters between them"),
+        ("[{lora: {}}]", "lora: nothing merges its adapters", "add fuse-adapters after it"),
+        ("[{lora: {}}, fuse-adapters, {lora: {}}]", r"passes\.2\.lora: nothing merges", "add fuse-adapters after it"),
+        (
+            "[quantize, {align: {large: MODEL, mode: joint}}]",
+            "align: cannot work with mode: joint on the model that quantize",
+            "mode: frozen",
+        ),
+        ("[quantize, finetune]", "finetune: cannot work on the model that quantize", "put it before quantize"),
+        ("[{align: {large: ./nowhere}}]", r"passes\.0\.align\.large: there is no folder ./nowhere", "check the path"),
+        ("[{distill: {teacher: /nowhere}}]", r"distill\.teacher: there is no folder /nowhere", "check the path"),
+    ],
+)
+def test_orders_that_end_late_are_refused_early(recipe: Recipe, passes: str, message: str, hint: str) -> None:
+    passes = passes.replace("MODEL", str(recipe.source_path.parent / "model"))
+    asked = load_recipe(recipe.source_path, overrides=[f"passes={passes}"])
+    with pytest.raises(RecipeError, match=message) as caught:
+        check_asked(asked)
+    assert hint in caught.value.hint
+    # What came from the command line has no line in the file.
+    assert caught.value.message.startswith(f"--set passes={passes}: passes.")
+
+
+def test_adapters_that_are_merged_are_in_nobodys_way(recipe: Recipe) -> None:
+    asked = (
+        "passes=[{lora: {}}, {align: {large: MODEL, mode: joint}}, fuse-adapters, {lora: {}}, fuse-adapters, quantize]"
+    )
+    model = str(recipe.source_path.parent / "model")
+    check_asked(load_recipe(recipe.source_path, overrides=[asked.replace("MODEL", model)]))
+
+
+def test_a_model_that_is_not_there_is_told_at_once(recipe: Recipe) -> None:
+    asked = load_recipe(recipe.source_path, overrides=["model.source=./nowhere"])
+    with pytest.raises(RecipeError, match=r"model\.source: there is no folder ./nowhere"):
+        check_asked(asked)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "message"),
+    [
+        ("passes.0.metric=f1", UserError, "metric is about the scores on data.validation, which is not given"),
+        ("passes.0.patience=2", UserError, "patience is about the scores"),
+        ("passes.1.metric=accuracy", UserError, r"distill: metric is about the scores"),
+        ("passes.0.labels=[calm, sad]", DataError, "data.train has the label 'glad', which `labels` does not name"),
+    ],
+)
+def test_options_that_the_data_does_not_fit_are_told_before_training(
+    recipe: Recipe, setting: str, error: type[UserError], message: str
+) -> None:
+    asked = load_recipe(recipe.source_path, overrides=[setting], passes=PASSES)
+    with pytest.raises(error, match=message):
+        read_data(asked, lambda line: None)
+
+
+def test_a_metric_that_the_task_does_not_have_is_told_before_training(recipe: Recipe) -> None:
+    train = recipe.source_path.parent / "train.csv"
+    settings = ["passes.0.metric=f1", f"data.validation={{text: {train}, label_column: label}}"]
+    asked = load_recipe(recipe.source_path, overrides=settings, passes=PASSES)
+    with pytest.raises(UserError, match="metric: text-classification has no 'f1'") as caught:
+        read_data(asked, lambda line: None)
+    assert caught.value.hint == "it has accuracy, macro_f1, micro_f1"

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _PLAIN_WIDTH: Final = 200
+SECONDS_BETWEEN_LINES: Final = 60.0
+"""How often a long step tells a log file how far it is."""
 _NAME_A_FILE: Final = "name a file that can be written, or - for stdout"
 _live: Progress | None = None
 _lock = threading.Lock()
@@ -81,14 +84,15 @@ def say(message: str) -> None:
 
 
 def progress(label: str, total: int) -> Callable[[int], None]:
-    """A bar on stderr (edgec.state.Progress). Where stderr is no terminal: one line when the step begins.
+    """A bar on stderr (edgec.state.Progress). Where stderr is no terminal: a line when the step begins, and one every
+    SECONDS_BETWEEN_LINES that it takes.
 
     The bar ends when `total` is reported.
     """
     global _live
     if not sys.stderr.isatty():
         info(label)
-        return lambda done: None
+        return _by_lines(label, total)
     with _lock:
         if _live is None:
             _live = _bars()
@@ -100,6 +104,18 @@ def progress(label: str, total: int) -> Callable[[int], None]:
         bars.update(task, completed=done)
         if bars.finished:
             stop_progress()  # the full bar stays where it is, and what follows is told below it
+
+    return move
+
+
+def _by_lines(label: str, total: int) -> Callable[[int], None]:
+    told = time.monotonic()
+
+    def move(done: int) -> None:
+        nonlocal told
+        if done < total and time.monotonic() - told >= SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            info(f"{label}: {done} of {total}")
 
     return move
 

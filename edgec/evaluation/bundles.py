@@ -31,18 +31,25 @@ def bundle_quality(
     group. Raises DataError for the data, a group without enough rows for the metric among it, and what loading raises.
     """
     with load_as_target(baseline) as reference, load_as_target(folder) as candidate:
-        if data.scored:
-            before, after = (_score(model, data, progress) for model in (reference, candidate))
-            return _scored(before, after, data)
-        return quality(
-            reference,
-            candidate,
-            candidate.manifest.task,
-            sample.texts,
-            groups=sample.groups,
-            mask_token=candidate.manifest.postprocessing.mask_token or "",
-            progress=progress,
-        )
+        return quality_between(reference, candidate, data, sample, progress=progress)
+
+
+def quality_between(
+    reference: Model, candidate: Model, data: EvaluationData, sample: Sample, *, progress: Progress = no_progress
+) -> Quality:
+    """What `candidate` loses against `reference`; see bundle_quality."""
+    if data.scored:
+        before, after = (_score(model, data, progress) for model in (reference, candidate))
+        return _scored(before, after, data)
+    return quality(
+        reference,
+        candidate,
+        candidate.manifest.task,
+        sample.texts,
+        groups=sample.groups,
+        mask_token=candidate.manifest.postprocessing.mask_token or "",
+        progress=progress,
+    )
 
 
 def _score(model: Model, data: EvaluationData, progress: Progress) -> Evaluation:

@@ -79,6 +79,10 @@ def evaluate(
     """
     loaded, owned = _open(model, threads, revision)
     try:
+        if null_answers and loaded.manifest.task != "question-answering":
+            raise UserError(
+                f"null answers are for question-answering, and the model does {loaded.manifest.task}", "leave them out"
+            )
         found = read_rows(
             data,
             format=format,

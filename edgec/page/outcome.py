@@ -75,7 +75,20 @@ def headline(report: At) -> Sentence:
     quality = worst_quality(report)
     if quality is not None:
         parts += [f"; {quality['metric'].value} falls by at most ", figures.score(quality["drop"])]
-    return (*parts, *_budget_words(report))
+    return (*parts, *_passes_words(report), *_budget_words(report))
+
+
+def _passes_words(report: At) -> Iterator[str | Cell]:
+    """What the passes did to the model before it was rounded."""
+    original = report.get("original")
+    if not original:
+        return
+    yield f"; before {original['before_pass'].value} its weights were "
+    yield figures.megabytes(original["bytes"])
+    quality = original["quality"]
+    if quality:
+        yield f", and {quality['metric'].value} "
+        yield from (figures.score(quality["before"]), " where fp32 now has ", figures.score(quality["after"]))
 
 
 def _speed_and_size(report: At) -> Iterator[str | Cell]:
@@ -257,13 +270,15 @@ def _rates(at: At) -> tuple[Cell, ...]:
 
 def quality_section(report: At) -> Section:
     bundles = [bundle for bundle in report["bundles"] if bundle["quality"]]
+    lost = list(_lost_by_passes(report))
     if not bundles:
-        return Section("Quality", absent="Quality was not judged: the recipe names no data.evaluate.")
+        absent = "Quality was not judged: the recipe names no data.evaluate."
+        return Section("Quality", tables=tuple(lost), absent="" if lost else absent)
     rows = tuple(
         (text(at["target"]), text(at["quality"]["metric"]), *_scores(at["quality"]), figures.count(at["quality"]["n"]))
         for at in bundles
     )
-    tables = [Table("", ("target", "metric", "fp32", "bundle", "drop", "texts"), rows)]
+    tables = [Table("", ("target", "metric", "fp32", "bundle", "drop", "texts"), rows), *lost]
     grouped = [at for at in bundles if at["quality"].get("groups")]
     if not grouped:
         note: Sentence = ("All texts count together: data.evaluate has no group_column.",)
@@ -276,13 +291,31 @@ def quality_section(report: At) -> Section:
     return Section("Quality", (note,), (_groups_chart(report, grouped[0]),), tuple(tables))
 
 
-def _groups_table(title: str, quality: At, *, folded: bool) -> Table:
+def _lost_by_passes(report: At) -> Iterator[Table]:
+    """The fp32 form beside the model before it was compressed."""
+    original = report.get("original")
+    if not original:
+        return
+    before = f"before {original['before_pass'].value}"
+    quality = original["quality"]
+    sizes = (figures.millions(original["parameters"]), figures.millions(original["parameters_after"]))
+    rows: list[tuple[Cell, ...]] = [(text("parameters"), *sizes, text(""), text(""))]
+    if quality:
+        rows.append((text(quality["metric"]), *_scores(quality), figures.count(quality["n"])))
+    else:
+        rows.append((text(f"quality: {original['reason'].value}"), *[text("")] * 4))
+    yield Table("What the passes cost in float", ("", before, "fp32 after the passes", "drop", "texts"), tuple(rows))
+    if quality and quality.get("groups"):
+        yield _groups_table("What they cost by group", quality, columns=(before, "fp32 after"), folded=True)
+
+
+def _groups_table(title: str, quality: At, *, folded: bool, columns: tuple[str, str] = ("fp32", "bundle")) -> Table:
     worst = quality["group"].value
     rows = tuple(
         (text(name), *_scores(at), figures.count(at["n"]), text("worst", "bad") if name == worst else text(""))
         for name, at in quality["groups"].items()
     )
-    return Table(title, ("group", "fp32", "bundle", "drop", "texts", "note"), rows, folded)
+    return Table(title, ("group", *columns, "drop", "texts", "note"), rows, folded)
 
 
 def _groups_chart(report: At, bundle: At) -> Chart:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from edgec.errors import DataError, PassError, UserError
 from edgec.passes.learn import require_train, require_whole
-from edgec.passes.supervised import MEANINGS, SupervisedOptions
+from edgec.passes.supervised import MEANINGS, SupervisedOptions, require_taught
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import TrainingOptions
 
@@ -64,6 +64,10 @@ class Align(SupervisedOptions):
             raise ValueError(f"units should be at least 1, not {self.units}")
         if self.cache_mb < 0:
             raise ValueError(f"cache_mb should not be below 0, and it is {self.cache_mb}")
+        for phase in {1, 2} - set(self.phases):
+            for name in (f"phase{phase}_{option}" for option in ("learning_rate", "epochs", "steps")):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"{name} is for phase {phase}, which is not among the phases")
         if 3 not in self.phases:
             for name in ("task", "labels"):
                 if getattr(self, name) is not None:
@@ -89,7 +93,9 @@ class Align(SupervisedOptions):
             raise DataError(
                 "phase 1 of align needs plain texts", "give data.unlabelled in the recipe, or phases: [2, 3]"
             )
-        if 2 in self.phases or 3 in self.phases:
+        if 3 in self.phases:
+            require_taught(self.name, self, self.trained(3), ctx)
+        elif 2 in self.phases:
             require_train(self.name, ctx)
 
     def requires(self, state: ModelState) -> None:

@@ -63,7 +63,7 @@ class PassCache:
             state = load_build(self.folder / key)
         except ModelError:
             return None
-        self.trained |= _trained(state)
+        self.trained |= _learned(state)
         return state
 
     def put(self, key: str, state: ModelState) -> None:
@@ -73,7 +73,11 @@ class PassCache:
 
         shutil.rmtree(self.folder / key, ignore_errors=True)
         save_build(state, self.folder / key)
-        self.trained |= _trained(state)
+        self.trained |= _learned(state)
+
+    def goes_on(self, key: str) -> bool:
+        """Whether the pass of that key was interrupted after it had kept something of its training."""
+        return self.resume and any(path.is_file() for path in self.training_folder(key).rglob("*"))
 
     def training_folder(self, key: str) -> Path:
         """Where the pass of that key keeps its checkpoints while it trains."""
@@ -97,9 +101,9 @@ class PassCache:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _trained(state: ModelState) -> bool:
-    """Whether a pass has learned something."""
-    return any('"losses"' in json.dumps(record.report) for record in state.history)
+def _learned(state: ModelState) -> bool:
+    """Whether the last pass has learned something."""
+    return bool(state.history) and '"losses"' in json.dumps(state.history[-1].report)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgec.errors import PassError, UserError
-from edgec.passes.learn import copied, fit, require_float, require_train
+from edgec.passes.learn import copied, fit, require_float, require_scored, require_train
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import MEANINGS, TrainingOptions
 
@@ -64,6 +64,7 @@ class Decouple(TrainingOptions):
 
     def requires_data(self, ctx: PassContext) -> None:
         require_train(self.name, ctx)
+        require_scored(self, ctx, None)
 
     def requires(self, state: ModelState) -> None:
         require_float(self.name, state)

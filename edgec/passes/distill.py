@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgec.data.examples import Example, Labelled, Question, Tagged, Text
 from edgec.errors import DataError, PassError, UserError
-from edgec.passes.learn import copied, fit, require_float, require_train, require_whole
+from edgec.passes.learn import copied, fit, require_float, require_scored, require_train, require_whole
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import MEANINGS, TrainingOptions
 
@@ -98,6 +98,7 @@ class Distill(TrainingOptions):
             require_train(self.name, ctx)
         elif not ctx.data.unlabelled:
             raise DataError(f"{self.name} needs texts to learn from", "give data.unlabelled in the recipe")
+        require_scored(self, ctx, None)
 
     def requires(self, state: ModelState) -> None:
         require_whole(self.name, state)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from edgec.errors import PassError, UserError
-from edgec.passes.learn import fit, require_float, require_train
-from edgec.passes.supervised import MEANINGS, SupervisedOptions, lesson
+from edgec.passes.learn import fit, require_float
+from edgec.passes.supervised import MEANINGS, SupervisedOptions, lesson, require_taught
 from edgec.state import ModelState, PassContext, PassResult
 
 
@@ -22,7 +22,7 @@ class Finetune(SupervisedOptions):
     train: Literal["all", "head"] = "all"
 
     def requires_data(self, ctx: PassContext) -> None:
-        require_train(self.name, ctx)
+        require_taught(self.name, self, self, ctx)
 
     def requires(self, state: ModelState) -> None:
         require_float(self.name, state)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgec.data.examples import Question
 from edgec.errors import DataError, UserError
 from edgec.state import ModelState, PassContext
+from edgec.task_rules import METRICS
 
 if TYPE_CHECKING:
     from edgec.training.features import TrainingRow
@@ -21,6 +22,22 @@ def require_train(name: str, ctx: PassContext) -> None:
     """Raises DataError where there are no labelled rows."""
     if not ctx.data.train:
         raise DataError(f"{name} needs labelled rows to train on", "give data.train in the recipe")
+
+
+def require_scored(options: TrainingOptions, ctx: PassContext, task: str | None) -> None:
+    """Raises UserError for a metric or patience where nothing is scored, and for a metric that `task` does not have.
+
+    task: None where it is not known yet.
+    """
+    if not ctx.data.validation:
+        for name in ("metric", "patience"):
+            if getattr(options, name) is not None:
+                raise UserError(
+                    f"{name} is about the scores on data.validation, which is not given",
+                    f"give data.validation in the recipe, or leave {name} out",
+                )
+    elif options.metric is not None and task in METRICS and options.metric not in METRICS[task]:
+        raise UserError(f"metric: {task} has no {options.metric!r}", f"it has {', '.join(METRICS[task])}")
 
 
 def require_float(name: str, state: ModelState) -> None:
@@ -56,6 +73,7 @@ def fit(
     """
     from edgec.training.loop import train
 
+    require_scored(options, ctx, state.spec.task)
     ((name, part),) = state.parts.items()
     held = [key.removeprefix(f"{name}:") for key in state.sparse if key.startswith(f"{name}:")]
     return train(

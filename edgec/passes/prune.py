@@ -168,7 +168,8 @@ class Prune:
             if zeros < int((self.sparsity or 0.0) * sum(matrix.numel() for matrix in matrices.values())):
                 raise PassError(f"prune left fewer zeros than sparsity {self.sparsity}")
         elif sum(parameters(new).values()) >= sum(parameters(old).values()):
-            raise PassError("prune removed nothing", "raise ratio, lower keep, or lower multiple")
+            finer = ", or lower multiple" if self.structure in ("ffn", "hidden") else ""
+            raise UserError("prune removed nothing", f"raise ratio or lower keep{finer}")
 
     def _zeros(self, state: ModelState, after: ModelState, ctx: PassContext) -> PassResult:
         from torch import nn

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edgec.errors import DataError, PassError, UserError
 from edgec.numerics.ranges import least_squares_range, percentile_range
+from edgec.passes.learn import require_scored
 from edgec.passes.option_rules import check_options
 from edgec.state import LayerQuantization, ModelState, PassContext, PassResult, Quantization
 from edgec.training.options import TrainingOptions
@@ -99,6 +100,8 @@ class Quantize:
             raise DataError(
                 f"{needed[0]} needs calibration texts", f"give data.calibrate in the recipe, or {needed[1]}"
             )
+        if self.training is not None:
+            require_scored(self.training, ctx, None)
         if self.when == "training" and not (ctx.data.train or ctx.data.unlabelled or ctx.texts):
             raise DataError(
                 "quantize with when: training needs rows to train on",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgec.data.examples import Example, Labelled, Tagged
 from edgec.errors import DataError, UserError
+from edgec.passes.learn import require_scored, require_train
 from edgec.state import ModelState, PassContext
 from edgec.training.options import MEANINGS as TRAINING_MEANINGS
 from edgec.training.options import TrainingOptions
@@ -55,6 +56,19 @@ class SupervisedOptions(TrainingOptions):
             raise ValueError("labels names a label twice")
 
 
+def require_taught(name: str, options: SupervisedOptions, training: TrainingOptions, ctx: PassContext) -> None:
+    """What can be told before the model is loaded: rows are there, and options and labels fit them.
+
+    training: how the phase trains that learns from the labels. Raises DataError or UserError.
+    """
+    require_train(name, ctx)
+    require_scored(training, ctx, options.task)
+    if options.task in (None, "text-classification", "token-classification") and options.labels is not None:
+        _require_named(options.labels, ctx.data.train, options.multi_label)
+    if options.task == "feature-extraction":
+        _require_scores(ctx.data.train, options.max_score)
+
+
 @dataclass(frozen=True)
 class Lesson:
     """state: a copy of the model with the head of the task. rows, objective: what fit() takes. new_head: the head is
@@ -85,6 +99,13 @@ def lesson(options: SupervisedOptions, state: ModelState, ctx: PassContext) -> L
             "say multi_label: true, or leave label_separator out",
         )
     labels = _labels(options.labels, examples, task, state.spec.labels, options.multi_label)
+    if labels is not None and len(labels) < 2 and not options.multi_label:
+        raise DataError(
+            f"data.train has one label alone, {labels[0]!r}: there is nothing to tell apart",
+            "give rows of other labels, or name those that the head shall have: labels",
+        )
+    if task == "feature-extraction":
+        _require_scores(examples, options.max_score)
     pairs = any(isinstance(example, Example) and example.text_pair is not None for example in examples)
     made = with_head(
         state, task, labels=labels, multi_label=options.multi_label, pairs=pairs or state.spec.pairs, seed=ctx.seed
@@ -117,9 +138,32 @@ def _labels(
         return before
     if named is None:
         return tuple(sorted(found, key=_order))
-    if missing := sorted(found - set(named)):
-        raise DataError(f"data.train has the label {missing[0]!r}, which `labels` does not name", "add it to labels")
+    _require_named(named, examples, multi_label)
     return named
+
+
+def _require_named(named: tuple[str, ...], examples: Sequence[Labelled], multi_label: bool) -> None:
+    if missing := sorted(set(_occurrences(examples, multi_label)) - set(named)):
+        raise DataError(f"data.train has the label {missing[0]!r}, which `labels` does not name", "add it to labels")
+
+
+def _require_scores(examples: Sequence[Labelled], highest: float) -> None:
+    """Raises DataError, with the place, for a score of a pair that is none between 0 and the highest."""
+    for example in examples:
+        if not isinstance(example, Example) or example.text_pair is None or example.label is None:
+            continue
+        place = f"{example.path or 'data.train'}:{example.line}" if example.line else "data.train"
+        try:
+            score = float(example.label)
+        except ValueError:
+            raise DataError(
+                f"{place}: the score {example.label!r} is not a number", "name the column of the scores: label_column"
+            ) from None
+        if not 0 <= score <= highest:
+            raise DataError(
+                f"{place}: the score {example.label} is not between 0 and max_score, {highest:g}",
+                "say the score of two texts that mean the same: max_score",
+            )
 
 
 def _occurrences(examples: Sequence[Labelled], multi_label: bool) -> Counter[str]:

@@ -6,11 +6,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from edgec.data.examples import Labelled, Question, Tagged, Text
 from edgec.errors import DataError, PassError, UserError
-from edgec.passes.coverage import chunks, coverage
+from edgec.passes.coverage import Coverage, chunks, coverage
 from edgec.passes.learn import copied, require_whole
 from edgec.state import QUOTED, ModelState, PassContext, PassResult
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from edgec.models.vocabulary import Vocabulary
+
+LITTLE_KEPT: Final = 0.95
+"""Where fewer of the pieces of held-out texts are left, that is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,8 @@ class TrimVocab:
         held_source, held = _held_out(ctx, source)
         unknown = state.tokenizer.unk_token
         covered = coverage(_singles(held), vocabulary.backend, backend, kept, unknown) if held else None
+        if covered is not None:
+            _warn(covered, held_source, source, ctx)
         sizes = [_megabytes(one) for one in (part, trimmed)]
         report: dict[str, Any] = {
             "kind": vocabulary.kind,
@@ -220,6 +225,17 @@ def _held_out(ctx: PassContext, domain: str) -> tuple[str, Sequence[Text | Label
     if ctx.data.validation:
         return "data.validation", ctx.data.validation
     return "data.calibrate", ctx.texts if domain != "data.calibrate" else ()
+
+
+def _warn(covered: Coverage, held_source: str, domain: str, ctx: PassContext) -> None:
+    """Tell where other texts than the domain's lose more than a trimmed vocabulary should cost them."""
+    share = covered.kept / max(covered.pieces, 1)
+    unknown = covered.unknown_after - covered.unknown_before
+    if share < LITTLE_KEPT or unknown > 0:
+        lost = f"{1 - share:.1%} of the pieces of {held_source} are gone"
+        cut = f"{covered.changed_texts} of its {covered.texts} texts are cut otherwise"
+        doubt = f"is {domain} like them, and large enough?"
+        ctx.say(f"warning: trim-vocab: {lost}, {cut}, unknown pieces {unknown:+d}: {doubt}")
 
 
 def _singles(rows: Iterable[Text | Labelled]) -> list[str]:

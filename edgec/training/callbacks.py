@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +17,7 @@ import transformers
 from torch import nn
 
 from edgec.errors import PassError, UserError
+from edgec.processes import world_size
 from edgec.state import Progress
 
 SECONDS_BETWEEN: Final = 60.0
@@ -51,14 +55,44 @@ class Log(transformers.TrainerCallback):
 
 
 class Checkpoints(transformers.TrainerCallback):
-    """Asks for a checkpoint where SECONDS_BETWEEN have passed since the one before."""
+    """Asks for a checkpoint where SECONDS_BETWEEN have passed since the one before, and at an interruption."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = SECONDS_BETWEEN if seconds is None else seconds
         self.last = time.monotonic()
+        self.interrupted = False
+
+    @contextlib.contextmanager
+    def before_interruption(self) -> Iterator[None]:
+        """Ctrl-C inside lets the step end and a checkpoint be written, then raises KeyboardInterrupt; the second one
+        does so at once. Where Ctrl-C means something else than KeyboardInterrupt it goes on meaning that, and so it
+        does where several processes train, which would have to agree on the step.
+        """
+        polite: list[signal.Signals] = []
+        if threading.current_thread() is threading.main_thread() and world_size() == 1:
+            both = (signal.SIGINT, signal.SIGTERM)
+            polite = [one for one in both if signal.getsignal(one) is signal.default_int_handler]
+        for one in polite:
+            signal.signal(one, self._interrupt)
+        try:
+            yield
+        finally:
+            for one in polite:
+                signal.signal(one, signal.default_int_handler)
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Not before: the checkpoint holds what `control` says.
+        control.should_training_stop |= self.interrupted
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        due = time.monotonic() - self.last >= self.seconds
+        due = self.interrupted or time.monotonic() - self.last >= self.seconds
         if args.world_size > 1:  # all processes save together, so the first one's clock counts
             flag = torch.tensor([float(due)], device=args.device)  # NCCL has no tensors on the CPU
             torch.distributed.broadcast(flag, src=0)

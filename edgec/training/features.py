@@ -24,6 +24,12 @@ from edgec.state import ModelState
 if TYPE_CHECKING:
     from edgec_runtime.text import Encoded, Row
 
+_SHOWN: Final = {
+    Example: "a text, or a pair without a score,",
+    Tagged: "a tagged sentence",
+    Question: "a question about a context",
+}
+
 IGNORED: Final = -100
 """The label of a token that has none: a later piece of a word, a special token, padding."""
 
@@ -90,7 +96,7 @@ class Featurizer:
             first, second = (self.encoder.single(text).rows[0] for text in (example.text, example.text_pair))
             return [TrainingRow(first.ids, first.type_ids, {"score": _score(example)}, _row(second))]
         raise DataError(
-            f"a {type(example).__name__.lower()} cannot train a model for {task}",
+            f"{_SHOWN[type(example)]} cannot train a model for {task}",
             "give data.train in the format of the task: conll or conllu for token-classification, squad for "
             "question-answering, pairs with scores for feature-extraction",
         )

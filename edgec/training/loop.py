@@ -87,7 +87,8 @@ def train(
     arguments = _arguments(options, len(rows), seed, folder, validate is not None)
     best = Best(learner, folder, f"{EVAL}{options.metric or MAIN}", options.patience)
     order = _Order(rows, options, seed)
-    beside = [Log(progress, label), Checkpoints(), order.follow, *([Held(part, held)] if held else []), *callbacks]
+    checkpoints = Checkpoints()
+    beside = [Log(progress, label), checkpoints, order.follow, *([Held(part, held)] if held else []), *callbacks]
     with _quiet():
         trainer = _Trainer(
             model=learner,
@@ -104,7 +105,8 @@ def train(
         last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         if last is not None:
             best.resume(Path(last))
-        trainer.train(resume_from_checkpoint=last)
+        with checkpoints.before_interruption():
+            trainer.train(resume_from_checkpoint=last)
     best.restore()
     part.to("cpu").eval()
     history = trainer.state.log_history

@@ -13,9 +13,9 @@ MEANINGS = """
     rises from 0. schedule: how it goes on, to 0 along a line or a cosine, or constant. weight_decay: of AdamW, on
     matrices alone. clip: the largest norm of the gradient; 0: any. layer_decay: the learning rate of a layer is that of
     the one above it times this, the head's being learning_rate (Howard and Ruder 2018, discriminative fine-tuning).
-    metric: what picks the best weights on data.validation; null: the task's main one. checks: how often in all the
-    loss is noted, and the model scored where there is data.validation. patience: training ends after this many checks
-    without a better score; null: never early.
+    metric: what picks the best weights on data.validation; null: the task's main one. checks: about how often in all,
+    at equal distances, the loss is noted, and the model scored where there is data.validation. patience: training ends
+    after this many checks without a better score; null: never early.
 """
 """One sentence or two for each option: the docstring of a pass ends with them."""
 

@@ -61,6 +61,12 @@ def report(**changes: Any) -> dict[str, Any]:
         "passes": [{"name": "quantize", "options": {}, "report": {
             "scheme": "static", "quantized": 11, "clip_share": 0.4321, "left_alone": {"encoder:classifier": "small"},
         }}],
+        "original": {
+            "before_pass": "prune", "parameters": 33_360_001, "parameters_after": 22_710_002, "bytes": 133_440_004,
+            "quality": {"metric": "spearman", "before": 0.87654, "after": 0.85432, "drop": 0.02222, "n": 1379,
+                        "group": "fr", "groups": {"fr": {"before": 0.7531, "after": 0.7202, "drop": 0.0329, "n": 77}}},
+            "reason": None,
+        },
         "baseline": _summary("baseline", "x86_64-vnni", "fp32", made),
         "bundles": bundles,
         "measured": TARGETS[0],

@@ -46,7 +46,7 @@ def build(folder: Path, data: Any) -> Path:
 
 
 def test_the_headline_tells_what_came_out() -> None:
-    data = report()
+    data = report(original=None)
     data["bench"]["bundles"][1]["shapes"][1] |= {
         "unstable": False,
         "p50_ms": 6.482,
@@ -84,8 +84,21 @@ def test_the_headline_tells_what_came_out() -> None:
     assert words(headline(At(data))) == f"{said}0.0075; no budget was set."
 
 
+def test_what_the_passes_cost_is_told_apart(tmp_path: Path) -> None:
+    data = report()
+    assert "; before prune its weights were 133.4 MB, and spearman 0.8765 where fp32 now has 0.8543; " in words(
+        headline(At(data))
+    )
+    said = page_of(tmp_path, data)
+    assert "What the passes cost in float" in said and "What they cost by group" in said
+    data["original"] |= {"quality": None, "reason": "the model had other labels then"}
+    assert "before prune its weights were 133.4 MB; the budget" in words(headline(At(data)))
+    assert "quality: the model had other labels then" in page_of(tmp_path, data)
+
+
 def test_what_is_missing_is_explained(tmp_path: Path) -> None:
     data = report(bench=None, measured=None, budget=[], calibration=None, sensitivity=None, choices=None, put_back=[])
+    data["original"] = None
     for bundle in data["bundles"]:
         bundle |= {"quality": None, "audit": None, "tensors": None, "spread": None}
     said = page_of(tmp_path, data)
@@ -124,7 +137,7 @@ def test_why_no_layer_was_put_back(tmp_path: Path, budget: dict[str, Any], met: 
 
 def test_a_report_of_schema_1_has_a_page(tmp_path: Path) -> None:
     data = report(schema=1)
-    for name in ("calibration", "sensitivity", "put_back", "put_back_steps", "choices"):
+    for name in ("original", "calibration", "sensitivity", "put_back", "put_back_steps", "choices"):
         del data[name]
     del data["bench"]["bundles"][2]
     for bundle in data["bundles"]:

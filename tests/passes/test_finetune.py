@@ -319,3 +319,24 @@ def test_states_and_data_that_do_not_fit(tmp_path: Path, sentences: ModelState) 
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Finetune(**options)
+
+
+@pytest.mark.parametrize("score", ["7.5", "-1", "nan", "much"])
+def test_scores_beyond_the_scale_are_refused_with_their_place(
+    tmp_path: Path, sentences: ModelState, score: str
+) -> None:
+    rows = (Example("a", "b", "5"), Example("c", "d", score, line=3, path="pairs.csv"))
+    step = Finetune(task="feature-extraction", **FAST)
+    with pytest.raises(DataError, match=rf"pairs\.csv:3: the score '?{score}"):
+        step.requires_data(context(tmp_path, rows))
+    with pytest.raises(DataError, match=r"pairs\.csv:3: the score"):
+        run_pass(Finetune(**FAST), sentences, context(tmp_path, rows))
+
+
+def test_one_label_teaches_nothing(tmp_path: Path, sentences: ModelState) -> None:
+    rows = (Example("a", label="calm"), Example("b", label="calm"))
+    step = Finetune(task="text-classification", **FAST)
+    with pytest.raises(DataError, match="one label alone, 'calm'"):
+        run_pass(step, sentences, context(tmp_path, rows))
+    named = Finetune(task="text-classification", labels=("calm", "glad"), **FAST)
+    assert run_pass(named, sentences, context(tmp_path, rows)).spec.labels == ("calm", "glad")

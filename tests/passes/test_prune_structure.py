@@ -17,7 +17,7 @@ import torch
 from tiny_models import FAMILIES, LABELS, SENTENCES, tiny
 
 from edgec.data.examples import Example, Tagged
-from edgec.errors import PassError, UserError
+from edgec.errors import UserError
 from edgec.models import load_build, load_model, save_build
 from edgec.models.torch_model import torch_model
 from edgec.passes import Prune, run_pass
@@ -216,7 +216,7 @@ def test_widths_are_multiples(load: Callable[..., ModelState], ctx: PassContext)
 
 
 def test_nothing_removed_is_an_error(load: Callable[..., ModelState], ctx: PassContext) -> None:
-    with pytest.raises(PassError, match="prune removed nothing"):
+    with pytest.raises(UserError, match="prune removed nothing"):
         run_pass(Prune(structure="ffn", ratio=0.1), load("bert"), ctx)
     with pytest.raises(UserError, match="keep is 9, and there are only 4"):
         run_pass(Prune(structure="heads", keep=9), load("bert"), ctx)

@@ -339,3 +339,14 @@ def test_rows_that_are_mixed_up_are_found(models: Any) -> None:
 def test_options_that_make_no_sense(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrimVocab(**options)  # type: ignore[arg-type]
+
+
+def test_a_domain_unlike_the_held_out_texts_is_told(models: Any, tmp_path: Path) -> None:
+    state = models("bert", "feature-extraction")
+    said: list[str] = []
+    for texts in (DOMAIN, SENTENCES):
+        context = dataclasses.replace(_context(tmp_path, *texts, held_out=OTHERS), say=said.append)
+        run_pass(TrimVocab(), state, context)
+    (told,) = said
+    assert told.startswith("warning: trim-vocab: ") and f"of its {len(OTHERS)} texts are cut otherwise" in told
+    assert "is data.unlabelled like them" in told

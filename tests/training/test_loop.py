@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,33 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert same(weights(resumed), weights(whole)) and not same(weights(resumed), weights(start))
     assert (found.steps, found.scores, found.best_step) == (expected.steps, expected.scores, expected.best_step)
     assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+def interrupting(at: int) -> Callable[..., Any]:
+    def progress(label: str, total: int) -> Callable[[int], None]:
+        return lambda step: os.kill(os.getpid(), signal.SIGINT) if step == at else None
+
+    return progress
+
+
+def test_an_interrupted_training_keeps_the_step_that_it_was_in(
+    rows: list[TrainingRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = load_model(tiny("bert", TASK, tmp_path / "model", num_hidden_layers=1)).parts["encoder"]
+    whole, cut, resumed = (copy.deepcopy(start) for _ in range(3))
+    asked = {"learning_rate": 1e-3, "steps": 6, "batch_size": 2}
+    run(whole, rows, tmp_path / "whole", **asked)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(cut, rows, tmp_path / "cut", progress=interrupting(3), **asked)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["checkpoint-3"]
+    report = run(resumed, rows, tmp_path / "cut", **asked)
+    assert report.steps == 6 and not report.stopped_early
+    assert same(weights(resumed), weights(whole)) and not same(weights(resumed), weights(cut))
 
 
 def test_checkpoints_come_by_the_clock(part: Any, rows: list[TrainingRow], tmp_path: Path) -> None:
