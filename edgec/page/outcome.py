@@ -301,7 +301,9 @@ def _lost_by_passes(report: At) -> Iterator[Table]:
     sizes = (figures.millions(original["parameters"]), figures.millions(original["parameters_after"]))
     rows: list[tuple[Cell, ...]] = [(text("parameters"), *sizes, text(""), text(""))]
     if quality:
-        rows.append((text(quality["metric"]), *_scores(quality), figures.count(quality["n"])))
+        worst = quality.get("group").value
+        metric = f"{quality['metric'].value}{f', the drop that of {worst}' if worst else ''}"
+        rows.append((text(metric), *_scores(quality), figures.count(quality["n"])))
     else:
         rows.append((text(f"quality: {original['reason'].value}"), *[text("")] * 4))
     yield Table("What the passes cost in float", ("", before, "fp32 after the passes", "drop", "texts"), tuple(rows))

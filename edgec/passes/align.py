@@ -64,10 +64,6 @@ class Align(SupervisedOptions):
             raise ValueError(f"units should be at least 1, not {self.units}")
         if self.cache_mb < 0:
             raise ValueError(f"cache_mb should not be below 0, and it is {self.cache_mb}")
-        for phase in {1, 2} - set(self.phases):
-            for name in (f"phase{phase}_{option}" for option in ("learning_rate", "epochs", "steps")):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise ValueError(f"{name} is for phase {phase}, which is not among the phases")
         if 3 not in self.phases:
             for name in ("task", "labels"):
                 if getattr(self, name) is not None:

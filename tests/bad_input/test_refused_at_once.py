@@ -10,7 +10,7 @@ from edgec_command import Done, assert_refused, edgec, tree
 
 RECIPE = """\
 edgec: 1
-model: {source: ./model}
+model: {source: someone/model}
 data:
   calibrate: {text: texts.txt}
 passes:
@@ -77,7 +77,7 @@ BAD_RECIPES = {
     ),
     "no YAML": (("[arm64]", "[arm64"), "recipe.yaml:8: is not YAML"),
     "windows of no use": (
-        ("./model}", "./model, task: fill-mask}\nexport: {long_text: window}"),
+        ("someone/model}", "someone/model, task: fill-mask}\nexport: {long_text: window}"),
         "recipe.yaml: export.long_text is window, which fill-mask cannot do",
     ),
     "nothing": ((RECIPE, ""), "recipe.yaml: is empty"),
