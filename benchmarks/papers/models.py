@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from edgec.data.examples import Labelled
+from edgec.data.examples import Labelled, Question
 from edgec.files import atomic_folder
 from edgec.models import load_model, save_build
 from edgec.models.torch_model import torch_model
@@ -62,9 +62,12 @@ def tagger(steps: int, learning_rate: float, **more: Any) -> Finetune:
 
 
 def scores(state: ModelState, examples: Sequence[Labelled]) -> dict[str, float]:
-    """In per cent. A question may have no answer."""
+    """In per cent. A question may have no answer; f1_answered is of those that have one, where one has to be given."""
+    answered = [example for example in examples if isinstance(example, Question) and example.answers]
     with torch_model(state) as model:
         found = score(model, examples, where="dev", null_answers=True)
+        if answered:
+            found["f1_answered"] = score(model, answered, where="dev")["f1"]
     return {name: round(100 * value, 2) for name, value in found.items()}
 
 
