@@ -155,7 +155,11 @@ def test_a_batch_is_padded_to_its_longest_row() -> None:
         ("text-classification", Example("a", label="angry", line=7, path="x.csv"), "angry"),
         ("token-classification", Tagged(("a",), ("B-ORG",), line=3), "B-ORG"),
         ("feature-extraction", Example("a", "b", "near", line=2), "near"),
-        ("token-classification", Example("a", label="O"), "a text, or a pair without a score, cannot train a model for token-classification"),
+        (
+            "token-classification",
+            Example("a", label="O"),
+            "a text, or a pair without a score, cannot train a model for token-classification",
+        ),
         ("feature-extraction", Example("a", label="1"), "cannot train a model for feature-extraction"),
         ("question-answering", Tagged(("a",), ("O",)), "a tagged sentence cannot train a model for question-answering"),
     ],
