@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -44,55 +44,58 @@ def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     """
     require_free(out, force=force)
     made = [parent for parent in out.parents if not parent.exists()]
+    prefix = f".{out.name}.edgec-"
     with _as_system_failure(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    mine = _claimed(work)
+        around = Path(tempfile.mkdtemp(prefix=prefix, dir=out.parent))
+        work = around / out.name
+        work.mkdir(mode=0o755)
     try:
-        _clear_others(work, out)
-        with _as_system_failure(out):
-            yield work
-            work.chmod(0o755)
-            _replace(work, out, force=force)
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(_claimed(around, out))
+            for other in out.parent.glob(f"{glob.escape(prefix)}*"):
+                if other != around:
+                    with _claimed(other, out) as left:
+                        if left:
+                            shutil.rmtree(other, ignore_errors=True)
+            with _as_system_failure(out):
+                yield work
+                _replace(work, out, force=force)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-        if mine is not None:
-            os.close(mine)
+        shutil.rmtree(around, ignore_errors=True)
         with contextlib.suppress(OSError):  # what was made for nothing goes, unless something else came there
             for parent in made:
                 parent.rmdir()
 
 
-def _claimed(work: Path) -> int | None:
-    """A handle that says, for as long as it is open, that a process works in the folder; None where another has it, or
-    the system cannot tell.
+@contextlib.contextmanager
+def _claimed(around: Path, out: Path) -> Iterator[bool]:
+    """Inside, no other process works in the folder; whether the file system could tell.
+
+    The lock is on a file, not on the folder: so it holds between the machines that share a file system, too. Raises
+    OutputExists where another process has it.
     """
     try:
         import fcntl
 
-        handle = os.open(work, os.O_RDONLY)
+        handle = os.open(around / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except (ImportError, OSError):
-        return None
+        yield False
+        return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        known = True
+    except BlockingIOError:
         os.close(handle)
-        return None
-    return handle
-
-
-def _clear_others(work: Path, out: Path) -> None:
-    """Remove what killed runs have left of `out`. Raises OutputExists where another run is at work on it."""
-    for other in out.parent.iterdir():
-        if other == work or not re.fullmatch(rf"\.{re.escape(out.name)}\.[a-z0-9_]{{8}}", other.name):
-            continue
-        if other.is_symlink() or not other.is_dir():
-            continue
-        left = _claimed(other)
-        if left is None:
-            raise OutputExists(f"another run is writing {out}", "wait until it is done, or choose another --out")
-        shutil.rmtree(other, ignore_errors=True)
-        os.close(left)
+        raise OutputExists(
+            f"another run is writing {out}, in {around}", "wait until it is done, or choose another --out"
+        ) from None
+    except OSError:
+        known = False
+    try:
+        yield known
+    finally:
+        os.close(handle)
 
 
 def _replace(work: Path, out: Path, *, force: bool) -> None:

@@ -34,6 +34,7 @@ from edgec.target import Target, check_forms, detect, load_target, misfits
 if TYPE_CHECKING:
     from edgec.costs import Choices
     from edgec.devices import Device
+    from edgec.evaluation import Evaluation
     from edgec.evaluation.original import Original
     from edgec.exporter import Exporter
     from edgec.put_back import Outcome
@@ -79,11 +80,12 @@ def compress(
     calibration, evaluation = rows.calibration, rows.evaluation
 
     with (
+        # Around the folder: what the passes have kept goes when the build is in its place, not before.
+        PassCache(out, resume=resume, say=say) as cache,
         open_device(on) as device,
         atomic_folder(out, force=force) as work,
-        # Behind the folder: another run into it is refused before it could clear what this one has kept.
-        PassCache(out, resume=resume, say=say) as cache,
     ):
+        cache.begin()
         facts = device.facts()
         fitting = [target for target in targets if not misfits(target, facts)]
         measured = detect(facts, fitting)[0] if fitting else None
@@ -91,6 +93,7 @@ def compress(
         say(f"load {asked.model.source}")
         from edgec import costs
         from edgec.bundle import annotate
+        from edgec.evaluation import scored
         from edgec.exporter import FP32
         from edgec.models import save_build
         from edgec.page import write_page
@@ -101,10 +104,12 @@ def compress(
         exporter = _exporter(state, asked)
         baseline = exporter.write(work / "baseline", measured or targets[0], precision=FP32)
         choices = costs.find(forms, exporter, timed, device, facts, say=say)
-        original = (
-            None if passed.original is None else _against_original(passed, work, asked, evaluation, progress, say)
-        )
-        build = _Build(work, asked, targets, timed, choices, evaluation, progress, say)
+        told = asked.data.evaluate
+        scores = None if told is None else scored(work / "baseline", told, progress=progress)
+        original = None
+        if passed.original is not None:
+            original = _against_original(passed, work, asked, evaluation, scores, progress, say)
+        build = _Build(work, asked, targets, timed, choices, evaluation, scores, progress, say)
         bundles = build.export(exporter)
         ranking, outcome = _put_back(build, exporter, calibration, bundles, cache)
         if outcome is not None:
@@ -209,7 +214,9 @@ def _silent(message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Build:
-    """The bundles of one build, and what is told about them. timed: the target that is measured, or None."""
+    """The bundles of one build, and what is told about them. timed: the target that is measured, or None. scores: of
+    the baseline, where there are labels.
+    """
 
     work: Path
     asked: Recipe
@@ -217,6 +224,7 @@ class _Build:
     timed: Target | None
     choices: Choices
     evaluation: Sample
+    scores: Evaluation | None
     progress: Progress
     say: Say
 
@@ -235,7 +243,14 @@ class _Build:
             exporter.write(folder, target, forms=forms, min_cosine=self._min_cosine, force=True)
             data = self.asked.data.evaluate
             if data is not None:
-                found = bundle_quality(self.work / "baseline", folder, data, self.evaluation, progress=self.progress)
+                found = bundle_quality(
+                    self.work / "baseline",
+                    folder,
+                    data,
+                    self.evaluation,
+                    before=self.scores,
+                    progress=self.progress,
+                )
             made[target.name] = annotate(folder, quality=found, schedule=self.asked.export.schedule)
         return made
 
@@ -312,7 +327,13 @@ def _put_back(
 
 
 def _against_original(
-    passed: Passed, work: Path, asked: Recipe, evaluation: Sample, progress: Progress, say: Say
+    passed: Passed,
+    work: Path,
+    asked: Recipe,
+    evaluation: Sample,
+    scores: Evaluation | None,
+    progress: Progress,
+    say: Say,
 ) -> Original:
     """What the passes cost, told in float: rounding is judged apart."""
     from edgec.evaluation.original import against_original
@@ -326,6 +347,7 @@ def _against_original(
         work / "baseline",
         asked.data.evaluate,
         evaluation,
+        scores=scores,
         reading=_reading(asked),
         progress=progress,
     )

@@ -16,7 +16,7 @@ from edgec.passes.cache import PassCache
 from edgec.recipe import PassConfig, Recipe, check_passes
 from edgec.state import ModelState, PassContext, Progress, TrainingData
 from edgec.task_rules import check_recipe
-from edgec.yaml_tree import place_of
+from edgec.yaml_tree import from_override, place_of
 
 if TYPE_CHECKING:
     from edgec.data.examples import Labelled
@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 AFTER: Final = {
     "quantize": ("align",),
     "decouple": ("finetune", "fuse-adapters", "quantize"),
-    "lora": ("align", "fuse-adapters"),
+    "lora": ("align", "fuse-adapters", "trim-vocab"),
 }
 """What can follow a pass whose model the others cannot work on; lora, until its adapters are merged."""
 
@@ -103,6 +103,13 @@ def check_asked(asked: Recipe) -> None:
                     _remedy(before.name, config.name, joint),
                 )
     for place, config in _still_there(asked.passes):
+        lora = any(one.name == "lora" for _, one in _still_there(asked.passes[:place]))
+        if config.name == "fuse-adapters" and config.options.get("adapter") is not None and lora:
+            raise RecipeError(
+                f"{_place(asked, place)}.adapter: the model has adapters of its own, from lora",
+                "leave adapter out: they are merged then",
+            )
+    for place, config in _still_there(asked.passes):
         if config.name == "lora":
             raise RecipeError(
                 f"{_place(asked, place)}: nothing merges its adapters into the weights, and a graph has plain layers",
@@ -112,7 +119,8 @@ def check_asked(asked: Recipe) -> None:
 
 def _still_there(passes: Sequence[PassConfig]) -> list[tuple[int, PassConfig]]:
     """Each with its index, without LoRA adapters that were merged."""
-    fused = max((place for place, config in enumerate(passes) if config.name == "fuse-adapters"), default=-1)
+    own = [config.name == "fuse-adapters" and config.options.get("adapter") is None for config in passes]
+    fused = max((place for place, merges in enumerate(own) if merges), default=-1)
     return [(place, config) for place, config in enumerate(passes) if config.name != "lora" or place > fused]
 
 
@@ -132,7 +140,10 @@ def _require_folder(value: object, place: str) -> None:
 
 def _place(asked: Recipe, place: int) -> str:
     config = asked.passes[place]
-    return f"{place_of(config.node, str(asked.source_path))}: passes.{place}.{config.name}"
+    where = str(asked.source_path)
+    # Of the pass, not of its first option, which may stand below it.
+    found = f"{where}:{config.line}" if config.line and not from_override(config.node) else place_of(config.node, where)
+    return f"{found}: passes.{place}.{config.name}"
 
 
 def read_data(asked: Recipe, say: Say) -> RecipeData:

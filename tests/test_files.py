@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def test_a_folder_appears_at_the_end(tmp_path: Path) -> None:
     with atomic_folder(out) as work:
         (work / "file").write_text("content")
         assert not out.exists()
-        assert work.parent == out.parent  # the same file system, so that the rename is one step
+        assert work.parent.parent == out.parent  # the same file system, so that the rename is one step
     assert listing(tmp_path) == ["a", "a/b", "a/b/out", "a/b/out/file"]
     assert out.stat().st_mode & 0o777 == 0o755
 
@@ -118,19 +119,38 @@ def test_folders_made_for_nothing_go(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
-    for name in (".out.abcd_123", ".out.passes", ".out.abcdefghi", ".other.abcd1234"):
+    others = {".out.passes", ".out.snapshot", ".other.edgec-abcd1234"}
+    for name in (".out.edgec-abcd_123", *others):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
     with atomic_folder(tmp_path / "out"):
-        assert not (tmp_path / ".out.abcd_123").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.passes", ".out.abcdefghi", ".other.abcd1234"}
+        assert not (tmp_path / ".out.edgec-abcd_123").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", *others}
 
 
 def test_two_runs_do_not_write_one_folder(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "out") as work:
         (work / "file").write_text("mine")
-        with pytest.raises(OutputExists, match=r"another run is writing .*out"), atomic_folder(tmp_path / "out"):
+        with (
+            pytest.raises(OutputExists, match=r"another run is writing .*out, in ") as caught,
+            atomic_folder(tmp_path / "out"),
+        ):
             pass
+        assert str(work.parent) in caught.value.message
         with atomic_folder(tmp_path / "other"):
             pass
     assert listing(tmp_path) == ["other", "out", "out/file"]
+
+
+def test_where_locks_cannot_be_had_nothing_is_removed_and_nobody_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    left = tmp_path / ".out.edgec-abcd1234"
+    left.mkdir()
+    with atomic_folder(tmp_path / "out") as work:
+        (work / "file").touch()
+    assert left.is_dir() and (tmp_path / "out" / "file").is_file()

@@ -16,7 +16,7 @@ from edgec.data.load import read_sample
 from edgec.data.readers import Sample
 from edgec.errors import DataError
 from edgec.evaluation import Evaluation, bundle_quality, evaluate, quality
-from edgec.evaluation.bundles import _scored
+from edgec.evaluation.bundles import _lost
 from edgec.evaluation.quality import with_groups
 from edgec.models import load_model
 from edgec.recipe import EvaluationData
@@ -144,4 +144,4 @@ def test_a_group_that_has_no_figure_is_refused() -> None:
     groups = {"lang": {"en": {"spearman": 0.5, "n": 2}, "de": {"spearman": None, "n": 1}}}
     found = Evaluation({"spearman": 0.5}, groups, 3)
     with pytest.raises(DataError, match=r"pairs\.csv: the group 'de' of lang has no spearman: its 1 rows"):
-        _scored(found, found, asked)
+        _lost(found, found, asked)

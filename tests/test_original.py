@@ -119,3 +119,26 @@ def test_embeddings_of_another_width_do_not_compare(tmp_path: Path) -> None:
     )
     found = compare(wide, narrow, tmp_path / "no-bundle", plain(tmp_path))
     assert found.reason == "embeddings of 64 and 32 numbers do not compare"
+
+
+@pytest.mark.parametrize(
+    ("change", "task", "reason"),
+    [
+        ({"multi_label": True}, "text-classification", "one of the two gives a text several labels, the other one"),
+        ({"max_length": 20}, "token-classification", "the model took 20 tokens then and 64 now"),
+    ],
+)
+def test_answers_of_another_kind_do_not_compare(change: dict[str, Any], task: str, reason: str, tmp_path: Path) -> None:
+    state = load_model(tiny("bert", task, tmp_path / "m", num_hidden_layers=1))
+    other = dataclasses.replace(state, spec=dataclasses.replace(state.spec, **change))
+    found = compare(other, state, tmp_path / "no-bundle", plain(tmp_path))
+    assert found.quality is None and found.reason.startswith(reason)
+
+
+def test_what_cannot_be_told_of_the_original_ends_nothing(
+    model: ModelState, halved: ModelState, baseline: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\na,purple\n")
+    found = compare(model, halved, baseline, EvaluationData(str(rows), path=rows, label_column="label"))
+    assert found.quality is None and "purple" in found.reason

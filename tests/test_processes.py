@@ -137,6 +137,7 @@ def test_only_the_first_compresses(shop: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_only_the_first_writes_and_clears_the_cache(shop: Path, tmp_path: Path) -> None:
     state = load_model(shop / "model")
     with pytest.raises(ProcessLost), PassCache(tmp_path / "out", resume=False) as first:
+        first.begin()
         first.put("key", state)
         raise ProcessLost("another has ended")
     # The loss of a process is an interruption: what was finished is kept.

@@ -66,6 +66,7 @@ def run(recipe: Recipe, folder: Path, *, resume: bool = False, kill_at: str | No
     data = read_data(recipe, say)
     (folder / "work").mkdir(parents=True, exist_ok=True)
     with PassCache(folder / "out", resume=resume) as cache:
+        cache.begin()
         passed = run_passes(recipe, data, cache, folder / "work", no_progress, say)
     return passed, said
 
@@ -153,6 +154,7 @@ def test_the_original_is_what_the_compressing_passes_start_from(passed: Passed) 
     [
         ("[]", None),
         ("[finetune, {lora: {}}, fuse-adapters, quantize]", None),
+        ("[{lora: {}}, trim-vocab, fuse-adapters]", 1),
         ("[finetune, {prune: {sparsity: 0.5}}, {prune: {sparsity: 0.9}}]", 1),
         ("[{quantize: {scheme: fully-quantized, when: training}}]", 0),
         ("[quantize, {align: {large: ./model}}]", 1),
@@ -167,6 +169,11 @@ def test_which_pass_makes_it_another_model(recipe: Recipe, passes: str, place: i
     ("passes", "message", "hint"),
     [
         ("[{lora: {}}, quantize]", "quantize: cannot work on the model that lora", "put fuse-adapters between them"),
+        (
+            "[{lora: {}}, {fuse-adapters: {adapter: a/b}}]",
+            r"fuse-adapters\.adapter: the model has",
+            "leave adapter out",
+        ),
         ("[{lora: {}}, {lora: {}}]", "lora: cannot work on the model that lora", "put fuse-adapters between them"),
         ("[{lora: {}}]", "lora: nothing merges its adapters", "add fuse-adapters after it"),
         ("[{lora: {}}, fuse-adapters, {lora: {}}]", r"passes\.2\.lora: nothing merges", "add fuse-adapters after it"),
@@ -192,7 +199,8 @@ def test_orders_that_end_late_are_refused_early(recipe: Recipe, passes: str, mes
 
 def test_adapters_that_are_merged_are_in_nobodys_way(recipe: Recipe) -> None:
     asked = (
-        "passes=[{lora: {}}, {align: {large: MODEL, mode: joint}}, fuse-adapters, {lora: {}}, fuse-adapters, quantize]"
+        "passes=[{lora: {}}, trim-vocab, {align: {large: MODEL, mode: joint}}, fuse-adapters, {lora: {}}, "
+        "fuse-adapters, quantize]"
     )
     model = str(recipe.source_path.parent / "model")
     check_asked(load_recipe(recipe.source_path, overrides=[asked.replace("MODEL", model)]))

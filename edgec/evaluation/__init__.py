@@ -8,8 +8,8 @@ models.
 from __future__ import annotations
 
 from edgec.data.metrics import mean_cosine
-from edgec.evaluation.bundles import bundle_quality
+from edgec.evaluation.bundles import bundle_quality, scored
 from edgec.evaluation.quality import RawModel, quality
 from edgec.evaluation.score import Evaluation, evaluate
 
-__all__ = ["Evaluation", "RawModel", "bundle_quality", "evaluate", "mean_cosine", "quality"]
+__all__ = ["Evaluation", "RawModel", "bundle_quality", "evaluate", "mean_cosine", "quality", "scored"]

@@ -21,26 +21,48 @@ if TYPE_CHECKING:
 
 
 def bundle_quality(
-    baseline: Path, folder: Path, data: EvaluationData, sample: Sample, *, progress: Progress = no_progress
+    baseline: Path,
+    folder: Path,
+    data: EvaluationData,
+    sample: Sample,
+    *,
+    before: Evaluation | None = None,
+    progress: Progress = no_progress,
 ) -> Quality:
     """By the labels of `data` where it has them, by the cosine against the bundle `baseline` where it has texts alone.
 
     What is told is what the target's CPUs answer, emulated where this one would answer otherwise.
 
-    sample: the texts of `data`, with their groups where it names a group_column; the drop is then that of the worst
-    group. Raises DataError for the data, a group without enough rows for the metric among it, and what loading raises.
+    before: what scored() says of the baseline, where it is known. sample: the texts of `data`, with their groups where
+    it names a group_column; the drop is then that of the worst group. Raises DataError for the data, a group without
+    enough rows for the metric among it, and what loading raises.
     """
     with load_as_target(baseline) as reference, load_as_target(folder) as candidate:
-        return quality_between(reference, candidate, data, sample, progress=progress)
+        return quality_between(reference, candidate, data, sample, before=before, progress=progress)
+
+
+def scored(folder: Path, data: EvaluationData, *, progress: Progress = no_progress) -> Evaluation | None:
+    """The bundle's scores on `data`; None where that has no labels."""
+    if not data.scored:
+        return None
+    with load_as_target(folder) as model:
+        return _score(model, data, progress)
 
 
 def quality_between(
-    reference: Model, candidate: Model, data: EvaluationData, sample: Sample, *, progress: Progress = no_progress
+    reference: Model,
+    candidate: Model,
+    data: EvaluationData,
+    sample: Sample,
+    *,
+    before: Evaluation | None = None,
+    after: Evaluation | None = None,
+    progress: Progress = no_progress,
 ) -> Quality:
-    """What `candidate` loses against `reference`; see bundle_quality."""
+    """What `candidate` loses against `reference`; see bundle_quality. before, after: their scores, where known."""
     if data.scored:
-        before, after = (_score(model, data, progress) for model in (reference, candidate))
-        return _scored(before, after, data)
+        before, after = before or _score(reference, data, progress), after or _score(candidate, data, progress)
+        return _lost(before, after, data)
     return quality(
         reference,
         candidate,
@@ -69,7 +91,7 @@ def _score(model: Model, data: EvaluationData, progress: Progress) -> Evaluation
     )
 
 
-def _scored(before: Evaluation, after: Evaluation, data: EvaluationData) -> Quality:
+def _lost(before: Evaluation, after: Evaluation, data: EvaluationData) -> Quality:
     metric: str = data.metric or next(iter(after.metrics))  # the first is the task's main one
     if metric not in after.metrics:
         raise DataError(

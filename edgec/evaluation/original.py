@@ -11,10 +11,12 @@ from edgec_runtime.manifest import Quality
 
 from edgec.data.readers import Sample
 from edgec.emulation import load_as_target
+from edgec.errors import UserError
 from edgec.recipe import EvaluationData
 from edgec.state import ModelState, Progress, no_progress
 
 from .bundles import quality_between
+from .score import Evaluation
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,15 @@ def against_original(
     data: EvaluationData | None,
     sample: Sample,
     *,
+    scores: Evaluation | None = None,
     reading: Mapping[str, Any],
     progress: Progress = no_progress,
 ) -> Original:
     """Compare the fp32 bundle `baseline` of the state `after` with the model before the pass `before`.
 
-    data, sample: see bundle_quality. reading: the options of edgec.models.describe that the bundle was made with.
-    Raises what bundle_quality raises.
+    data, sample: see bundle_quality. scores: what scored() says of the baseline, where it is known. reading: the
+    options of edgec.models.describe that the bundle was made with. What cannot be told of the original is a reason and
+    no error: the build is whole without it.
     """
     from edgec.models.describe import describe
     from edgec.models.torch_model import torch_model
@@ -72,7 +76,11 @@ def against_original(
         return Original(before, sizes, None, reason)
     described = describe(original, **reading)
     with torch_model(original, described) as reference, load_as_target(baseline) as candidate:
-        return Original(before, sizes, quality_between(reference, candidate, data, sample, progress=progress))
+        try:
+            found = quality_between(reference, candidate, data, sample, after=scores, progress=progress)
+        except UserError as error:
+            return Original(before, sizes, None, error.message)
+    return Original(before, sizes, found)
 
 
 def parameters(state: ModelState) -> int:
@@ -88,6 +96,8 @@ def _incomparable(original: ModelState, after: ModelState, data: EvaluationData 
         return f"the model was made for {was.task} then, not for {now.task}"
     if was.labels != now.labels:
         return "the model had other labels then"
+    if was.multi_label != now.multi_label:
+        return "one of the two gives a text several labels, the other one"
     if data.scored:
         return ""
     if now.task == "feature-extraction":
@@ -96,4 +106,6 @@ def _incomparable(original: ModelState, after: ModelState, data: EvaluationData 
     tokenizers = [state.tokenizer.backend_tokenizer.to_str() for state in (original, after)]
     if now.task != "text-classification" and tokenizers[0] != tokenizers[1]:
         return "the vocabulary is another one, so that outputs a token do not compare"
+    if now.task != "text-classification" and was.max_length != now.max_length:
+        return f"the model took {was.max_length} tokens then and {now.max_length} now: outputs a token do not compare"
     return ""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from edgec import __version__
 from edgec.errors import ModelError, ProcessLost
 from edgec.processes import world_size
+from edgec.training.checkpoint import CHECKPOINT, is_whole
 
 if TYPE_CHECKING:
     from edgec.state import ModelState
@@ -21,20 +22,25 @@ if TYPE_CHECKING:
 class PassCache:
     """A hidden folder beside the output, one build a pass, named by everything that the pass depends on.
 
-    resume: take up what is there. writes: of several processes that train together one does; the others only read. say:
+    Used as a context, inside which `begin` is called once no other run can be at work on `out`. resume: take up what is
+    there. writes: of several processes that train together one does; the others only read. say:
     is told that something is kept where an error ends the run.
     """
 
     def __init__(
         self, out: Path, *, resume: bool, writes: bool = True, say: Callable[[str], None] = lambda line: None
     ) -> None:
-        self.say, self.trained = say, False
+        self.say, self.trained, self.begun = say, False, False
         self.folder = out.parent / f".{out.name}.passes"
         self.resume, self.writes = resume, writes
-        if not resume:
+
+    def begin(self) -> None:
+        """Without resume, what an earlier run has left goes."""
+        self.begun = True
+        if not self.resume:
             self.clear()
         elif not self.folder.is_dir():
-            say("no interrupted run is there to be taken up")
+            self.say("no interrupted run is there to be taken up")
 
     @staticmethod
     def key(original: ModelState, passes: Sequence[dict[str, Any]], data: Sequence[Any], seed: int) -> str:
@@ -77,7 +83,7 @@ class PassCache:
 
     def goes_on(self, key: str) -> bool:
         """Whether the pass of that key was interrupted after it had kept something of its training."""
-        return self.resume and any(path.is_file() for path in self.training_folder(key).rglob("*"))
+        return self.resume and _kept(self.training_folder(key))
 
     def training_folder(self, key: str) -> Path:
         """Where the pass of that key keeps its checkpoints while it trains."""
@@ -87,18 +93,26 @@ class PassCache:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.begun:
+            return
         if kind is None:
             self.clear()
         elif issubclass(kind, Exception) and not issubclass(kind, ProcessLost):
             # After an error, which may come again, only what took long is worth its room.
-            if self.trained:
-                self.say("the trained passes are kept: with --resume the next run takes them up")
+            if self.trained or any(map(_kept, self.folder.glob("*.training"))):
+                self.say("what was trained is kept: with --resume the next run takes it up")
             else:
                 self.clear()
 
     def clear(self) -> None:
         if self.writes:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _kept(folder: Path) -> bool:
+    """Whether a pass has kept something of its training there; half a checkpoint does not count."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return any(not path.parent.name.startswith(CHECKPOINT) or is_whole(path.parent) for path in files)
 
 
 def _learned(state: ModelState) -> bool:

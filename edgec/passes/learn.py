@@ -89,6 +89,7 @@ def fit(
         held=held,
         callbacks=callbacks,
         progress=ctx.progress,
+        say=ctx.say,
     )
 
 

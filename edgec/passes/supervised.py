@@ -63,7 +63,8 @@ def require_taught(name: str, options: SupervisedOptions, training: TrainingOpti
     """
     require_train(name, ctx)
     require_scored(training, ctx, options.task)
-    if options.task in (None, "text-classification", "token-classification") and options.labels is not None:
+    _require_one_label(options, ctx.data.train)
+    if options.task in ("text-classification", "token-classification") and options.labels is not None:
         _require_named(options.labels, ctx.data.train, options.multi_label)
     if options.task == "feature-extraction":
         _require_scores(ctx.data.train, options.max_score)
@@ -93,11 +94,7 @@ def lesson(options: SupervisedOptions, state: ModelState, ctx: PassContext) -> L
     task, examples = options.task or state.spec.task, ctx.data.train
     if options.multi_label and task != "text-classification":
         raise UserError(f"multi_label is for text-classification, not for {task}", "leave it out, or name the task")
-    if not options.multi_label and any(isinstance(one, Example) and one.labels is not None for one in examples):
-        raise UserError(
-            "rows of data.train may have several labels (data.train.label_separator), and the head gives one",
-            "say multi_label: true, or leave label_separator out",
-        )
+    _require_one_label(options, examples)
     labels = _labels(options.labels, examples, task, state.spec.labels, options.multi_label)
     if labels is not None and len(labels) < 2 and not options.multi_label:
         raise DataError(
@@ -119,6 +116,14 @@ def lesson(options: SupervisedOptions, state: ModelState, ctx: PassContext) -> L
     heads = [(spec.task, spec.labels, spec.multi_label) for spec in (state.spec, made.spec)]
     new_head = heads[0] != heads[1] and task != "feature-extraction"
     return Lesson(made, Featurizer(made, max_length=options.max_length).labelled(examples), objective, new_head)
+
+
+def _require_one_label(options: SupervisedOptions, examples: Sequence[Labelled]) -> None:
+    if not options.multi_label and any(isinstance(one, Example) and one.labels is not None for one in examples):
+        raise UserError(
+            "rows of data.train may have several labels (data.train.label_separator), and the head gives one",
+            "say multi_label: true, or leave label_separator out",
+        )
 
 
 def _labels(

@@ -19,6 +19,7 @@ from torch import nn
 from edgec.errors import PassError, UserError
 from edgec.processes import world_size
 from edgec.state import Progress
+from edgec.training.checkpoint import CHECKPOINT, mark_whole
 
 SECONDS_BETWEEN: Final = 60.0
 """How much work a kill may cost: a checkpoint is three times the model, so one every few steps would cost more."""
@@ -55,10 +56,14 @@ class Log(transformers.TrainerCallback):
 
 
 class Checkpoints(transformers.TrainerCallback):
-    """Asks for a checkpoint where SECONDS_BETWEEN have passed since the one before, and at an interruption."""
+    """Asks for a checkpoint where SECONDS_BETWEEN have passed since the one before, and at an interruption.
 
-    def __init__(self, seconds: float | None = None) -> None:
-        self.seconds = SECONDS_BETWEEN if seconds is None else seconds
+    The last of the callbacks: it marks what has been written as whole. folder: of the checkpoints. say: is told that
+    an interruption was heard.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
         self.last = time.monotonic()
         self.interrupted = False
 
@@ -86,13 +91,18 @@ class Checkpoints(transformers.TrainerCallback):
         if self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
+        self.say("interrupted: the step ends and a checkpoint is written (once more stops at once)")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            mark_whole(self.folder / f"{CHECKPOINT}{state.global_step}")
         # Not before: the checkpoint holds what `control` says.
         control.should_training_stop |= self.interrupted
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        due = self.interrupted or time.monotonic() - self.last >= self.seconds
+        if state.global_step >= state.max_steps:  # what goes on from there would take a step too many
+            return
+        due = self.interrupted or time.monotonic() - self.last >= SECONDS_BETWEEN
         if args.world_size > 1:  # all processes save together, so the first one's clock counts
             flag = torch.tensor([float(due)], device=args.device)  # NCCL has no tensors on the CPU
             torch.distributed.broadcast(flag, src=0)
@@ -143,9 +153,10 @@ class Best(transformers.TrainerCallback):
             self.waited += 1
             if self.patience is not None and self.waited >= self.patience:
                 control.should_training_stop = True
+                control.should_save = False  # what goes on from there would train on
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        place = self.folder / f"checkpoint-{state.global_step}"
+        place = self.folder / f"{CHECKPOINT}{state.global_step}"
         if state.is_world_process_zero and self.step is not None:
             torch.save(self.weights, place / "best.pt")
             known = {"step": self.step, "score": self.score, "waited": self.waited}

@@ -15,12 +15,12 @@ import torch
 import transformers
 from torch import nn
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 
 from edgec.errors import PassError, UserError
 from edgec.processes import world_size
 from edgec.state import Progress, no_progress
 from edgec.training.callbacks import EVAL, MAIN, Best, Checkpoints, Epochs, Held, Log
+from edgec.training.checkpoint import in_order, is_whole
 from edgec.training.features import TrainingRow, collate
 from edgec.training.groups import parameter_groups
 from edgec.training.options import TrainingOptions
@@ -69,6 +69,7 @@ def train(
     held: Sequence[str] = (),
     callbacks: Sequence[transformers.TrainerCallback] = (),
     progress: Progress = no_progress,
+    say: Callable[[str], None] = lambda line: None,
 ) -> TrainingReport:
     """Train `part` in place, on the parameters that require a gradient, and leave it in evaluation mode on the CPU.
 
@@ -87,8 +88,8 @@ def train(
     arguments = _arguments(options, len(rows), seed, folder, validate is not None)
     best = Best(learner, folder, f"{EVAL}{options.metric or MAIN}", options.patience)
     order = _Order(rows, options, seed)
-    checkpoints = Checkpoints()
-    beside = [Log(progress, label), checkpoints, order.follow, *([Held(part, held)] if held else []), *callbacks]
+    checkpoints = Checkpoints(folder, say)
+    beside = [Log(progress, label), order.follow, *([Held(part, held)] if held else []), *callbacks]
     with _quiet():
         trainer = _Trainer(
             model=learner,
@@ -97,16 +98,17 @@ def train(
             eval_dataset=_Dataset(rows[:1]) if validate else None,
             data_collator=partial(_collated, pad_id=pad_id),
             optimizers=(_optimizer(learner, part, options), None),
-            callbacks=[*beside, *([best] if validate else [])],
+            # Checkpoints last: one is whole when all others have written what they have to say.
+            callbacks=[*beside, *([best] if validate else []), checkpoints],
         )
         trainer.validate, trainer.order = validate, order
         trainer.remove_callback(transformers.PrinterCallback)
         torch.manual_seed(seed)
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        last = _last(folder, clear=arguments.should_save)
         if last is not None:
-            best.resume(Path(last))
+            best.resume(last)
         with checkpoints.before_interruption():
-            trainer.train(resume_from_checkpoint=last)
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     best.restore()
     part.to("cpu").eval()
     history = trainer.state.log_history
@@ -130,6 +132,16 @@ def total_steps(options: TrainingOptions, rows: int) -> int:
         return options.steps
     batches = -(-rows // (options.batch_size * world_size()))
     return max(1, round(options.epochs * max(1, batches // options.accumulate)))
+
+
+def _last(folder: Path, *, clear: bool) -> Path | None:
+    """The newest whole checkpoint. clear: those after it, which a kill has cut short, go."""
+    found = in_order(folder)
+    while found and not is_whole(found[-1]):
+        half = found.pop()
+        if clear:
+            shutil.rmtree(half, ignore_errors=True)
+    return found[-1] if found else None
 
 
 def _scores(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -159,7 +159,9 @@ def print_line(stream: Any, line: str) -> None:
 
 def plain_table(report: dict[str, Any]) -> str:
     """The report for a person to read."""
-    titles = [f"{one['name']} {one['precision']} {one['target']}" for one in report["bundles"]]
+    titles = measure.unlike(
+        [(f"{one['name']} {one['precision']} {one['target']}", Path(one["path"])) for one in report["bundles"]]
+    )
     width = max(len(title) for title in titles) + 2
     lines = [f"{'':<{width}}{'':>12}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'texts/s':>10}{'speed-up':>10}"]
     for title, one in zip(titles, report["bundles"], strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings as python_warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -65,11 +64,26 @@ class Contender:
 
 
 def told_apart(contenders: Sequence[Contender]) -> list[Contender]:
-    """The same, with the folder's name in the titles that several have."""
-    titles = Counter(one.title for one in contenders)
+    """The same, with titles of which no two are alike."""
+    titles = unlike([(one.title, one.path) for one in contenders])
+    return [replace(one, title=title) for one, title in zip(contenders, titles, strict=True)]
+
+
+def unlike(titles: Sequence[tuple[str, Path]]) -> list[str]:
+    """The titles; those that several folders have with as much of each one's path as tells them apart."""
+    folders: dict[str, list[Path]] = {}
+    for title, path in titles:
+        folders.setdefault(title, []).append(path)
     return [
-        replace(one, title=f"{one.title} ({one.path.name})") if titles[one.title] > 1 else one for one in contenders
+        f"{title} ({_ending(path, folders[title])})" if len(folders[title]) > 1 else title for title, path in titles
     ]
+
+
+def _ending(path: Path, paths: Sequence[Path]) -> str:
+    """As many of the last names of `path` as none of the other `paths` ends in."""
+    others = [other.parts for other in paths if other != path]
+    length = next((n for n in range(1, len(path.parts)) if path.parts[-n:] not in {other[-n:] for other in others}), 0)
+    return str(Path(*path.parts[-length:])) if length else str(path)
 
 
 def shape(

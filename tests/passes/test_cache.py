@@ -20,6 +20,7 @@ from edgec.passes import Quantize
 from edgec.passes.cache import PassCache
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.target import Target
+from edgec.training.checkpoint import mark_whole
 
 
 @pytest.fixture
@@ -166,6 +167,7 @@ def test_what_stays(state: ModelState, tmp_path: Path, error: BaseException | No
     cache = PassCache(tmp_path / "out", resume=False)
     try:
         with cache:
+            cache.begin()
             cache.put("k", state)
             if error is not None:
                 raise error
@@ -181,13 +183,40 @@ def test_an_error_does_not_cost_what_was_learnt(state: ModelState, tmp_path: Pat
     learnt = dataclasses.replace(state, history=(*state.history, record))
     said: list[str] = []
     with pytest.raises(DataError), PassCache(tmp_path / "out", resume=False, say=said.append) as cache:
+        cache.begin()
         cache.put("k", learnt)
         raise DataError("x")
-    assert said == ["the trained passes are kept: with --resume the next run takes them up"]
+    assert said == ["what was trained is kept: with --resume the next run takes it up"]
     with pytest.raises(DataError), PassCache(tmp_path / "out", resume=True) as cache:
+        cache.begin()
         assert cache.get("k") is not None
         raise DataError("x")
     assert (cache.folder / "k").is_dir()
     with PassCache(tmp_path / "out", resume=True) as cache:
+        cache.begin()
         assert cache.get("k") is not None
     assert not cache.folder.exists()
+
+
+def test_half_a_checkpoint_does_not_count_and_a_whole_one_survives_an_error(tmp_path: Path) -> None:
+    said: list[str] = []
+    for marked in (False, True):
+        with pytest.raises(DataError), PassCache(tmp_path / "out", resume=True, say=said.append) as cache:
+            cache.begin()
+            checkpoint = cache.training_folder("k") / "phase1" / "checkpoint-20"
+            checkpoint.mkdir(parents=True)
+            (checkpoint / "model.bin").touch()
+            if marked:
+                mark_whole(checkpoint)
+            assert cache.goes_on("k") == marked
+            raise DataError("x")
+        assert checkpoint.exists() == marked
+    assert said[-1] == "what was trained is kept: with --resume the next run takes it up"
+
+
+def test_a_run_that_was_refused_leaves_the_folder_of_the_other(state: ModelState, tmp_path: Path) -> None:
+    cache = PassCache(tmp_path / "out", resume=False)
+    cache.put("k", state)
+    with pytest.raises(DataError), PassCache(tmp_path / "out", resume=False):
+        raise DataError("another run is writing out")
+    assert (cache.folder / "k").is_dir()

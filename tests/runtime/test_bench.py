@@ -221,3 +221,10 @@ def test_bundles_of_one_name_are_told_apart_by_their_folders(bundles: dict[str, 
     other = replace(opened[0], title="another fp32 any")
     titles = [one.title for one in measure.told_apart([*opened, other])]
     assert titles == ["tiny fp32 any (feature-extraction)", "tiny fp32 any (erf)", "another fp32 any"]
+    alike = [("m", Path(path)) for path in ("/a/bundles/arm64", "/b/bundles/arm64", "/b/bundles/arm64")]
+    assert measure.unlike([*alike, ("n", Path("/a/bundles/arm64"))]) == [
+        "m (a/bundles/arm64)",
+        "m (b/bundles/arm64)",
+        "m (b/bundles/arm64)",
+        "n",
+    ]

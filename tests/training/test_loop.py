@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +215,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(
         go(killed, "cut", progress=killing(6))
     assert sorted(path.name for path in (tmp_path / "cut" / "checkpoints").iterdir())[-1] == "checkpoint-5"
     assert not same(weights(killed), weights(whole))
+    # The kill came while a later one was written.
+    half = tmp_path / "cut" / "checkpoints" / "checkpoint-6"
+    shutil.copytree(half.parent / "checkpoint-5", half)
+    (half / "whole").unlink()
+    (half / "pytorch_model.bin").write_bytes(b"half of it")
     found = go(resumed, "cut")
     assert same(weights(resumed), weights(whole)) and not same(weights(resumed), weights(start))
     assert (found.steps, found.scores, found.best_step) == (expected.steps, expected.scores, expected.best_step)
@@ -232,19 +238,39 @@ def test_an_interrupted_training_keeps_the_step_that_it_was_in(
 ) -> None:
     start = load_model(tiny("bert", TASK, tmp_path / "model", num_hidden_layers=1)).parts["encoder"]
     whole, cut, resumed = (copy.deepcopy(start) for _ in range(3))
+    said: list[str] = []
     asked = {"learning_rate": 1e-3, "steps": 6, "batch_size": 2}
     run(whole, rows, tmp_path / "whole", **asked)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run(cut, rows, tmp_path / "cut", progress=interrupting(3), **asked)
+            run(cut, rows, tmp_path / "cut", progress=interrupting(3), say=said.append, **asked)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+    assert said == ["interrupted: the step ends and a checkpoint is written (once more stops at once)"]
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["checkpoint-3"]
     report = run(resumed, rows, tmp_path / "cut", **asked)
     assert report.steps == 6 and not report.stopped_early
     assert same(weights(resumed), weights(whole)) and not same(weights(resumed), weights(cut))
+
+
+def test_no_checkpoint_says_that_all_is_done(
+    rows: list[TrainingRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the last step, or of that in which patience ends training, would be trained on from."""
+    start = load_model(tiny("bert", TASK, tmp_path / "model", num_hidden_layers=1)).parts["encoder"]
+    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN", 0.0)
+    written: list[str] = []
+    monkeypatch.setattr(callbacks, "mark_whole", lambda folder: written.append(folder.name))
+    run(copy.deepcopy(start), rows, tmp_path / "steps", steps=3, batch_size=2)
+    assert written == ["checkpoint-1", "checkpoint-2"]
+    written.clear()
+    figures = iter([0.5, 0.4, 0.3])
+    asked = {"steps": 6, "batch_size": 2, "checks": 6, "patience": 2}
+    report = run(start, rows, tmp_path / "patience", validate=lambda: {"f1": next(figures)}, **asked)
+    assert report.steps == 3 and report.stopped_early
+    assert written == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_checkpoints_come_by_the_clock(part: Any, rows: list[TrainingRow], tmp_path: Path) -> None:
