@@ -35,11 +35,11 @@ def test_a_store_serves_all_bundles_of_a_build(here: Target, foreign: Target, tm
     for name, tolerance in (("int8", 0.02), ("fp32", 0.5)):
         with PassageReader.open(tmp_path / name, store) as reader, load(tmp_path / name) as model:
             assert isinstance(model, Reader)
-            answers = reader.ask(question, 10)
+            answers = reader.ask(question, 10, "dense")
             assert len(answers) == len(SENTENCES)
             for one in answers:
                 whole = model.answer(question, one.context)
                 assert one.score == pytest.approx(whole.score, abs=tolerance)
                 assert one.null_score == pytest.approx(whole.null_score, abs=tolerance)
     with pytest.warns(UserWarning), PassageReader.open(tmp_path / "foreign", store) as reader:
-        assert reader.ask(question).passages == 5
+        assert reader.ask(question, search="dense").passages == 5

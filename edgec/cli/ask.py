@@ -36,8 +36,13 @@ def ask(
     ] = None,
     k: Annotated[int, typer.Option("--k", metavar="N", min=1, help="Passages to read.")] = 5,
     search: Annotated[
-        Search, typer.Option("--search", help="How they are found: by meaning (dense), or by words (bm25).")
-    ] = Search.dense,
+        Search | None,
+        typer.Option(
+            "--search",
+            help="How they are found: by meaning (dense), or by words (bm25). Default: dense where the model was "
+            "trained for it, else bm25.",
+        ),
+    ] = None,
     threads: Annotated[int | None, console.threads_option("CPU threads to use.")] = None,
     json: Annotated[Path | None, console.json_option("Write the answers to a file; - is stdout.")] = None,
 ) -> None:
@@ -51,7 +56,7 @@ def ask(
     told = []
     with PassageReader.open(bundle, store, threads=threads) as reader:
         for one in _typed() if question is None else (question,):
-            found = reader.ask(one, k, search.value)
+            found = reader.ask(one, k, None if search is None else search.value)
             told.append(found.to_dict())
             if str(json) != "-":
                 _show(found)

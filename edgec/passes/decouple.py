@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from edgec.errors import PassError, UserError
 from edgec.passes.learn import copied, fit, require_float, require_scored, require_train
+from edgec.processes import is_main
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import MEANINGS, TrainingOptions
 
@@ -27,7 +28,8 @@ class Decouple(TrainingOptions):
     of the model that comes into the pass as a teacher, lambda; 1 - distill is that of the labels. temperature: what
     softens its answers, T. states: the weight of the mean squared difference of the last hidden states, sigma.
     attention: the same of what the last self-attention gives. contrastive: the weight of an in-batch loss that makes
-    the mean states of a question and its passage alike, for retrieval (section 6, future work); 0: none. max_length:
+    the mean states of a question and its passage alike, for retrieval (section 6, future work), of question-answering;
+    0: none. max_length:
     tokens a training row; null: the model's. {MEANINGS}"""
 
     name: ClassVar[str] = "decouple"
@@ -89,6 +91,11 @@ class Decouple(TrainingOptions):
                 f"this model for {state.spec.task} reads single texts, and there is nothing to read apart",
                 "fine-tune it on question-answering or on pairs first",
             )
+        if self.contrastive and state.spec.task != "question-answering":
+            raise UserError(
+                "contrastive makes a question and its passage alike, and the two texts of a pair may be unlike",
+                "leave contrastive out: it is for question-answering",
+            )
         depth = len(layers(part))
         if self.split >= depth:
             raise UserError(
@@ -125,15 +132,17 @@ class Decouple(TrainingOptions):
             "left_alone": {},
         }
         if self.compression is not None:
-            if known is None:
+            if known is None and is_main():
                 _finish(finished, after, learnt)
             report |= self.compress(after, state, ctx)
-        shutil.rmtree(finished, ignore_errors=True)
+        if is_main():
+            shutil.rmtree(finished, ignore_errors=True)
         return PassResult(after, report)
 
     def compress(self, after: ModelState, teacher: ModelState, ctx: PassContext) -> dict[str, Any]:
         """Compress the kept states of `after`, a decoupled model that has learned from `teacher`, in place: both phases
-        of section 4.1. What it reports: the width of a state, the variance that phase 1 keeps, and phase 2's training.
+        of section 4.1. What it reports: the width of a state, the variance that phase 1 keeps, phase 2's training, and
+        the variance that is kept after it, by states in float and in the store's int8.
         """
         from edgec.training.compression import explained, with_compression
 
@@ -143,10 +152,17 @@ class Decouple(TrainingOptions):
             return {}
         rows, pad_id = self._rows(after, ctx), int(after.tokenizer.pad_token_id or 0)
         part.seam = with_compression(part, rows, width, pad_id=pad_id)
-        kept = explained(part, rows, pad_id=pad_id)
+        first = explained(part, rows, pad_id=pad_id)
         joint = dataclasses.replace(self.trains, steps=self.compression_steps or self.steps)
         learnt = self._trained(after, teacher, rows, ctx, joint, "compression")
-        return {"width": width, "explained_variance": round(kept, 4), "compression": learnt}
+        last, int8 = (explained(part, rows, pad_id=pad_id, int8=rounded) for rounded in (False, True))
+        return {
+            "width": width,
+            "explained_variance": round(first, 4),
+            "explained_variance_after": round(last, 4),
+            "explained_variance_int8": round(int8, 4),
+            "compression": learnt,
+        }
 
     def _rows(self, state: ModelState, ctx: PassContext) -> list[Any]:
         from edgec.training.features import Featurizer

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import torch
+from edgec_runtime.store.quantize import dequantize, quantize
 
 from edgec.nn.seam import Seam, apart, kept_states
 from edgec.training.features import TrainingRow, collate
@@ -39,12 +40,18 @@ def with_compression(part: Any, rows: Sequence[TrainingRow], width: int, *, pad_
     return seam
 
 
-def explained(part: Any, rows: Sequence[TrainingRow], *, pad_id: int) -> float:
-    """The share of the states' variance that compression keeps, on `rows`: 1 - squared error / variance."""
+def explained(part: Any, rows: Sequence[TrainingRow], *, pad_id: int, int8: bool = False) -> float:
+    """The share of the states' variance that compression keeps, on `rows`: 1 - squared error / variance.
+
+    int8: with the kept states rounded to a scale a token, as the passage store does.
+    """
     error, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     sums, count = torch.zeros(part.hidden_size, dtype=torch.float64), 0
     for hidden in _states(part, rows, pad_id):
-        error = error + (part.seam.decompress(part.seam.compress(hidden)) - hidden).double().square().sum()
+        kept = part.seam.compress(hidden)
+        if int8:
+            kept = torch.from_numpy(dequantize(*quantize(kept.detach().numpy())))
+        error = error + (part.seam.decompress(kept) - hidden).double().square().sum()
         squares, sums = squares + hidden.double().square().sum(), sums + hidden.double().sum(0)
         count += len(hidden)
     variance = squares - (sums / count).square().sum() * count

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import threading
+import unicodedata
+from itertools import groupby
 from typing import Final
 
 from edgec_runtime.errors import ExtraMissing
@@ -14,11 +15,14 @@ from . import index_file
 from .search import Match, Query, live_matches
 
 INDEX: Final = "bm25.sqlite"
-_TABLE: Final = "CREATE VIRTUAL TABLE passages USING fts5(title, text, content='', tokenize='unicode61')"
+# Marks belong to words: the vowel signs of many scripts are some.
+_TABLE: Final = """CREATE VIRTUAL TABLE passages USING fts5(
+    title, text, content='', tokenize="unicode61 categories 'L* N* Co Mn Mc'"
+)"""
 
 
 class BM25:
-    """Words are letters and digits between others, without case and accents; k1 is 1.2 and b 0.75.
+    """Words are letters, their marks and digits between others, without case and accents; k1 is 1.2 and b 0.75.
 
     The index, without the texts themselves, is kept in the store's folder and grows with the store. Deleted passages
     stay in it, and are passed over, until the store is compacted.
@@ -29,7 +33,7 @@ class BM25:
         self.store = store
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
-        kind = f"fts5 unicode61, sqlite {sqlite3.sqlite_version}"
+        kind = f"fts5 unicode61 with marks, sqlite {sqlite3.sqlite_version}"
         saved = index_file.read(store, INDEX, kind)
         try:
             if saved is not None:
@@ -58,7 +62,7 @@ class BM25:
 
     def find(self, query: Query, k: int) -> list[Match]:
         """Passages that share at least one word with the question; none where no passage does."""
-        words = re.findall(r"[^\W_]+", query.text)
+        words = _words(query.text)
         if not words:
             return []
         # Quoted, a word is never an operator of the query language.
@@ -73,3 +77,12 @@ class BM25:
             return [Match(int(row), -float(score)) for row, score in rows]
 
         return live_matches(self.store, k, best)
+
+
+def _words(text: str) -> list[str]:
+    return ["".join(letters) for inside, letters in groupby(text, _in_a_word) if inside]
+
+
+def _in_a_word(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] in "LN" or category in ("Co", "Mn", "Mc")

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("questions", nargs="+", metavar="QUESTION", help="- reads questions from stdin, one a line")
     parser.add_argument("--k", type=positive, default=5, metavar="N", help="passages to read (5)")
-    parser.add_argument("--search", choices=NAMES, default="dense", help="how they are found (dense)")
+    parser.add_argument(
+        "--search", choices=NAMES, help="how they are found (dense where the model was trained for it, else bm25)"
+    )
     parser.add_argument("--threads", type=thread_count)
 
 

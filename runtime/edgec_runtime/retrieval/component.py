@@ -43,6 +43,12 @@ class Decoupled:
         self._dtype = {part: _dtype(self.manifest, part) for part in (INPUT, CROSS)}
 
     @property
+    def trained_to_search(self) -> bool:
+        """Whether the states of a question and its passage were made alike, by the contrastive loss of decouple."""
+        options = [record.options for record in self.manifest.passes if record.name == "decouple"]
+        return any(one.get("contrastive", 0) > 0 for one in options)
+
+    @property
     def together(self) -> bool:
         """Whether rows of unequal length may be padded and run as one batch."""
         return self.reader.runner.schedule == "batches"

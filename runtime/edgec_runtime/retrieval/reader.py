@@ -102,15 +102,18 @@ class PassageReader:
             model.reader.close()
             raise
 
-    def ask(self, question: str, k: int = 5, search: Name = "dense") -> Answers:
+    def ask(self, question: str, k: int = 5, search: Name | None = None) -> Answers:
         """What the `k` passages that fit best say. A span that two overlapping passages have in common comes once.
 
         Answers are ordered by how far their score is above the null score of their passage. Where the model was made to
-        tell that there is no answer, passages without one give none. search: how passages are found, "dense" or "bm25".
-        Raises TextInvalid for a question without a token, StoreDamaged, EngineFailed.
+        tell that there is no answer, passages without one give none. search: how passages are found, "dense" or "bm25";
+        None: dense where the model was trained for it (the option contrastive of decouple), else bm25. Raises
+        TextInvalid for a question without a token, StoreDamaged, EngineFailed.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
+        if search is None:
+            search = "dense" if self.model.trained_to_search else "bm25"
         if search not in NAMES:
             raise ValueError(f"unknown search {search!r}; known are {', '.join(NAMES)}")
         content = self.model.encoder.content(question)
@@ -197,7 +200,8 @@ class PassageReader:
             if reader.null_answers and null_score > score:
                 continue
             answer = _answer(passage, match, score, null_score, *self._span(passage, first, last))
-            place = (passage.document, answer.document_start, answer.document_end)
+            # Where the document is not known the passage is one.
+            place = (passage.document or passage.id, answer.document_start, answer.document_end)
             if place not in found or _rank(answer) > _rank(found[place]):
                 found[place] = answer
         ordered = sorted(found.values(), key=_rank, reverse=True)

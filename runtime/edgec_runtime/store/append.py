@@ -11,6 +11,7 @@ from typing import Final
 
 from .disk import refusals, sync_folder, write_at
 from .entry import Entry
+from .errors import StoreInaccessible
 from .header import Header
 from .passage import EncodedPassage
 from .state import TOMBSTONE_BYTES, State
@@ -23,7 +24,8 @@ class Appender:
     """Writes behind what `state` says, over what an interrupted writer may have left there.
 
     state: committed. written: what the files hold, committed or not. pending: not written yet. Where the file system
-    refuses something, all three stay as they are, and the same call can be made again.
+    refuses to write, all three stay as they are, and the same call can be made again. Where it refuses to say that what
+    was written is on the disk, nothing is committed any more: such pages may be lost, and are not told of twice.
     """
 
     def __init__(self, folder: Path, header: Header, state: State) -> None:
@@ -31,6 +33,7 @@ class Appender:
         self.state = self.written = state
         self.pending: list[EncodedPassage] = []
         self._pending_bytes = 0
+        self._lost = False
         self._files: dict[str, int] = {}
         try:
             with refusals(folder):
@@ -97,9 +100,18 @@ class Appender:
         self.flush()
         if self.written == self.state and not even_unchanged:
             return
+        if self._lost:
+            raise StoreInaccessible(
+                f"{self._folder}: the disk has refused to keep what was written; what was committed before is whole",
+                "close the writer, see to the disk, and open the store again",
+            )
         with refusals(self._folder):
-            for file in self._files.values():
-                os.fsync(file)
+            try:
+                for file in self._files.values():
+                    os.fsync(file)
+            except OSError:
+                self._lost = True
+                raise
             sync_folder(self._folder)
             self.written.write(self._folder)
         self.state = self.written

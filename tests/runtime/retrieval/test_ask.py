@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from decoupled_bundle import ANSWERS, write_decoupled
 from edgec_runtime import Document, PassageReader, TruncationWarning, index, load
 from edgec_runtime.__main__ import main
 from edgec_runtime.errors import TaskMismatch, TextInvalid
+from edgec_runtime.manifest import PassRecord
+from edgec_runtime.store import Store, StoreWriter
 from edgec_runtime.store.errors import StoreDamaged, StoreEmpty, StoreMismatch
 from retrieval_documents import DOCUMENTS
 
@@ -27,7 +30,7 @@ def test_each_passage_is_answered_as_the_whole_model_does(k: int, invariant: boo
     index(bundle, DOCUMENTS, tmp_path / "store", states="float16", overlap=0)
     with PassageReader.open(bundle, tmp_path / "store") as reader, load(bundle) as model:
         assert isinstance(model, edgec_runtime.Reader)
-        answers = reader.ask(QUESTION, k)
+        answers = reader.ask(QUESTION, k, "dense")
         assert answers.passages == min(k, len(reader.store)) and (answers or k < 10)
         for one in answers:
             whole = model.answer(QUESTION, one.context)
@@ -40,13 +43,43 @@ def test_each_passage_is_answered_as_the_whole_model_does(k: int, invariant: boo
 def test_the_answers_are_the_words_that_stand_for_one(bundle: Path, kept: Path) -> None:
     texts = {document.id: document.text for document in DOCUMENTS}
     with PassageReader.open(bundle, kept) as reader:
-        answers = reader.ask(QUESTION, 10)
+        answers = reader.ask(QUESTION, 10, "dense")
     assert {one.document: one.text for one in answers} == {"ada": "Bern", "cara": "Denmark", "long": "Egypt"}
     assert set(ANSWERS) == {one.text for one in answers}
     for one in answers:
         assert texts[one.document][one.document_start : one.document_end] == one.text
         assert one.context[one.start : one.end] == one.text
         assert one.title == {document.id: document.title for document in DOCUMENTS}[one.document]
+
+
+@pytest.mark.parametrize(("contrastive", "dense"), [(None, False), (0.0, False), (0.1, True)])
+def test_a_model_that_was_trained_to_search_does(
+    contrastive: float | None, dense: bool, bundle: Path, kept: Path
+) -> None:
+    with PassageReader.open(bundle, kept) as reader:
+        if contrastive is not None:
+            record = PassRecord("decouple", {"contrastive": contrastive}, {})
+            reader.model.manifest = replace(reader.model.manifest, passes=(record,))
+        # By words alone nothing is found.
+        assert (reader.ask("zebra").passages > 0) == dense
+
+
+def test_answers_of_passages_without_a_document_are_not_one(bundle: Path, tmp_path: Path) -> None:
+    with PassageReader.open(bundle, _two(bundle, tmp_path / "two")) as reader:
+        assert [one.passage for one in reader.ask("who works ?", 10, "dense")] == ["a", "b"]
+
+
+def _two(bundle: Path, folder: Path) -> Path:
+    """Two passages with one text, of no document that is known."""
+    index(bundle, [Document("ada", "Ada works in Bern .")], folder.with_name("source"))
+    with Store.open(folder.with_name("source")) as store:
+        one = store.passage(0)
+        with StoreWriter.create(folder, store.header) as writer:
+            for name in ("a", "b"):
+                writer.add(
+                    replace(one, id=name, document="", embedding=np.ones(store.header.embedding_dim, np.float32))
+                )
+    return folder
 
 
 def test_alone_and_in_a_batch(bundle: Path, kept: Path) -> None:
@@ -63,7 +96,7 @@ def test_alone_and_in_a_batch(bundle: Path, kept: Path) -> None:
 
 def test_int8_states_answer_alike(bundle: Path, kept: Path, store: Path) -> None:
     with PassageReader.open(bundle, kept) as float16, PassageReader.open(bundle, store) as int8:
-        for a, b in zip(float16.ask(QUESTION, 10), int8.ask(QUESTION, 10), strict=True):
+        for a, b in zip(float16.ask(QUESTION, 10, "dense"), int8.ask(QUESTION, 10, "dense"), strict=True):
             assert (a.text, a.passage) == (b.text, b.passage)
             assert abs(a.score - b.score) < 0.2
 
@@ -85,7 +118,7 @@ def test_a_model_without_null_answers_always_answers(tmp_path: Path) -> None:
     bundle = write_decoupled(tmp_path / "bundle", null_answers=False)
     index(bundle, DOCUMENTS[3:], tmp_path / "store")
     with PassageReader.open(bundle, tmp_path / "store") as reader:
-        assert len(reader.ask(QUESTION)) == 1
+        assert len(reader.ask(QUESTION, search="dense")) == 1
 
 
 def test_the_best_answer_is_the_one_farthest_above_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +126,7 @@ def test_the_best_answer_is_the_one_farthest_above_no_answer(tmp_path: Path, mon
     bundle = write_decoupled(tmp_path / "bundle", null_answers=False)
     index(bundle, DOCUMENTS, tmp_path / "store")
     with PassageReader.open(bundle, tmp_path / "store") as reader:
-        first = reader.ask(QUESTION, 10)[0]
+        first = reader.ask(QUESTION, 10, "dense")[0]
         plain = reader._outputs
 
         def doubtful(question: Any, passages: Any) -> Any:
@@ -103,7 +136,7 @@ def test_the_best_answer_is_the_one_farthest_above_no_answer(tmp_path: Path, mon
             return outputs
 
         monkeypatch.setattr(reader, "_outputs", doubtful)
-        answers = list(reader.ask(QUESTION, 10))
+        answers = list(reader.ask(QUESTION, 10, "dense"))
     assert len(answers) > 2 and answers[-1].passage == first.passage
     assert answers[-1].score == first.score == max(one.score for one in answers)
 
@@ -113,17 +146,17 @@ def test_a_span_of_two_passages_comes_once(bundle: Path, tmp_path: Path) -> None
     index(bundle, [Document("a", text)], tmp_path / "store", passage_tokens=18, overlap=12)
     with PassageReader.open(bundle, tmp_path / "store") as reader:
         holders = [row for row in range(reader.store.rows) if "Bern" in reader.store.passage(row).text]
-        answers = [one for one in reader.ask("where ?", 10) if one.text == "Bern"]
+        answers = [one for one in reader.ask("where ?", 10, "dense") if one.text == "Bern"]
     assert len(holders) > 1 and len(answers) == 1
 
 
 def test_a_question_that_leaves_no_room_is_cut_and_told(bundle: Path, kept: Path) -> None:
     with PassageReader.open(bundle, kept) as reader:
         with pytest.warns(TruncationWarning, match="the question was cut from 20 to"):
-            assert reader.ask("who " * 20, 10).passages > 0
+            assert reader.ask("who " * 20, 10, "dense").passages > 0
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            reader.ask("who " * 6, 10)
+            reader.ask("who " * 6, 10, "dense")
 
 
 def test_refusals(bundle: Path, kept: Path, bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -156,7 +189,7 @@ def test_an_emptied_and_a_damaged_store(bundle: Path, store: Path) -> None:
         PassageReader.open(bundle, store) as reader,
         pytest.raises(StoreDamaged, match=r"records-0\.bin: passage of row"),
     ):
-        reader.ask(QUESTION, 10)
+        reader.ask(QUESTION, 10, "dense")
     delete(store, ["ada", "cara", "long", "none"])
     with pytest.raises(StoreEmpty):
         PassageReader.open(bundle, store)

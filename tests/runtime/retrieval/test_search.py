@@ -59,6 +59,25 @@ def nearest(query: Query, rows: list[int], k: int) -> list[tuple[int, float]]:
     return sorted(scored, key=lambda pair: -pair[1])[:k]
 
 
+def test_vowel_signs_belong_to_their_words(tmp_path: Path) -> None:
+    texts = [
+        "\u092e\u0947\u0930\u093e \u0918\u0930 \u092f\u0939\u093e\u0901 \u0939\u0948",
+        "\u0939\u093f\u092e\u093e\u0932\u092f \u090a\u0901\u091a\u093e \u0939\u0948",
+        "Cafe\u0301 in Bern",
+    ]
+    folder = write(tmp_path / "s", [passage(number, text) for number, text in enumerate(texts)])
+    with Store.open(folder) as store:
+        search = BM25(store)
+
+        def found(text: str) -> list[int]:
+            return [match.row for match in search.find(Query(text, np.zeros(DIMENSION, np.float32)), 9)]
+
+        assert found("\u0939\u093f\u092e\u093e\u0932\u092f \u0915\u0939\u093e\u0901") == [1]
+        assert found("\u0915\u0939\u093e\u0901") == []
+        # An accent makes no other word, however it is written.
+        assert found("cafe") == found("caf\u00e9") == found("cafe\u0301") == [2]
+
+
 @pytest.mark.parametrize("kind", ["float32", "float16"])
 def test_exact_search(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "_BLOCK", 7)

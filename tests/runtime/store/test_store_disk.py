@@ -50,6 +50,28 @@ def compact(folder: Path) -> None:
         writer.compact()
 
 
+def test_a_disk_that_does_not_keep_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such pages may be lost, and the next fsync does not say so: nothing may count them."""
+
+    def refuse(*arguments: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    folder = write(tmp_path / "store", passages(1))
+    writer = StoreWriter.open(folder)
+    writer.add(passage(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(StoreInaccessible, match="Input/output error"):
+            writer.commit()
+    with pytest.raises(StoreInaccessible, match="has refused to keep what was written"):
+        writer.commit()
+    writer.close()
+    assert len(Store.open(folder)) == 1
+    with StoreWriter.open(folder) as again:
+        again.add(passage(1))
+    assert files(folder) == files(write(tmp_path / "expected", passages(2)))
+
+
 @pytest.mark.parametrize("action", [add, delete, compact])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: Callable[[Path], None]) -> None:
     def prepared(name: str) -> Path:
@@ -167,21 +189,6 @@ def test_a_refusal_gives_the_lock_back(tmp_path: Path) -> None:
         StoreWriter.open(folder)
     (folder / "state.bin").write_bytes(state)
     StoreWriter.open(folder).close()
-
-
-def test_what_the_file_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any) -> Any:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    folder = write(tmp_path / "store", passages(1))
-    with StoreWriter.open(folder) as writer:
-        writer.add(passage(1))
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", refuse)
-            with pytest.raises(StoreInaccessible, match="Input/output error"):
-                writer.commit()
-        assert len(Store.open(folder)) == 1
-    assert files(folder) == files(write(tmp_path / "expected", passages(2)))
 
 
 def test_a_failure_after_the_step_that_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
