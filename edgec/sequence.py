@@ -239,19 +239,27 @@ def _tell_of_texts(asked: Recipe, state: ModelState, texts: Sequence[Any], say: 
 
 
 def _check_labels(asked: Recipe, data: RecipeData, state: ModelState) -> None:
-    """Raises DataError for a label of data.evaluate that the model will not have: now, not after it was trained."""
+    """Raises DataError for a label of data.validation or data.evaluate that the model will not have: now, not after it
+    was trained.
+    """
     from edgec.scoring import labels_of, require_known
 
     evaluate = asked.data.evaluate
     task = final_task(asked) or state.spec.task
-    if evaluate is None or not evaluate.scored or task not in ("text-classification", "token-classification"):
+    if task not in ("text-classification", "token-classification"):
         return
+    checked: list[tuple[Sequence[Labelled], str]] = []
+    if len({step.options["task"] for step in asked.passes if step.options.get("task") is not None}) <= 1:
+        checked.append((data.training.validation, "data.validation"))
+    if evaluate is not None and evaluate.scored:
+        checked.append((read_labelled(evaluate).examples, evaluate.shown))
     lists = [step.options.get("labels") for step in asked.passes]  # of distill it is a weight
     options = [str(label) for labels in lists if isinstance(labels, list) for label in labels]
     trained = [label for row in data.training.train for label in labels_of(row)]
     known = tuple(dict.fromkeys([*(state.spec.labels or ()), *options, *trained]))
     try:
-        require_known(read_labelled(evaluate).examples, known, where=evaluate.shown)
+        for examples, where in checked:
+            require_known(examples, known, where=where)
     except DataError as error:
         trains = any(step.name in ("finetune", "lora", "align") for step in asked.passes)
         remedy = "; name it in the option labels of the pass that learns the task" if trains else ""

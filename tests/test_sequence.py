@@ -129,6 +129,10 @@ def test_a_label_that_the_model_will_not_have_is_told_before_it_is_trained(recip
     rows.write_text("text,label\nYes.,glad\nNo.,calm\n")
     with pytest.raises(Killed):
         run(lacking, tmp_path, kill_at="finetune")
+    (tmp_path / "validation.csv").write_text("text,label\nYes.,glad\nNo.,gloomy\n")
+    scored = f"data.validation={{text: {tmp_path / 'validation.csv'}, text_column: text, label_column: label}}"
+    with pytest.raises(DataError, match=r"validation\.csv:3: the model has no label 'gloomy'"):
+        run(load_recipe(recipe.source_path, overrides=[scored]), tmp_path, kill_at="finetune")
 
 
 def test_calibration_texts_that_are_cut_or_few_are_told(recipe: Recipe, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgec.errors import PassError, UserError
-from edgec.passes.learn import copied, fit, require_float, require_scored, require_train
+from edgec.passes.learn import copied, fit, require_float, require_room, require_scored, require_train
 from edgec.processes import is_main
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import MEANINGS, TrainingOptions
@@ -50,6 +50,7 @@ class Decouple(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_room(self.max_length)
         if self.split < 1:
             raise ValueError(f"split should be at least 1 layer, not {self.split}")
         if self.compression is not None and not 1 < self.compression <= 16:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgec.data.examples import Example, Labelled, Question, Tagged, Text
 from edgec.errors import DataError, PassError, UserError
-from edgec.passes.learn import copied, fit, require_float, require_scored, require_train, require_whole
+from edgec.passes.learn import copied, fit, require_float, require_room, require_scored, require_train, require_whole
+from edgec.passes.supervised import require_scores
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import MEANINGS, TrainingOptions
 
@@ -74,6 +75,7 @@ class Distill(TrainingOptions):
             raise ValueError(f"keep should be at least 1, not {self.keep}")
         if self.config is not None and not self.config:
             raise ValueError("config names no setting")
+        require_room(self.max_length)
         for name in ("logits", "hidden", "attention", "embeddings", "labels"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is a weight and should not be below 0")
@@ -115,6 +117,8 @@ class Distill(TrainingOptions):
         from edgec.training.features import Featurizer
         from edgec.training.objectives import Supervised
 
+        if self.labels and state.spec.task == "feature-extraction":
+            require_scores(ctx.data.train, self.max_score)
         teacher = state
         if self.teacher is not None:
             from edgec.models import load_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -30,11 +31,18 @@ class Finetune(SupervisedOptions):
             raise UserError("the model has LoRA adapters beside its weights", "merge them with fuse-adapters first")
 
     def apply(self, state: ModelState, ctx: PassContext) -> PassResult:
+        from edgec.nn.layout import base_path
+        from edgec.training.alignment import in_evaluation
+
         taught = lesson(self, state, ctx)
         after = taught.state
         part = after.parts["encoder"]
-        frozen = _freeze(part) if self.train == "head" else 0
-        trained = fit(after, taught.rows, taught.objective, self.trains, ctx, label="finetune")
+        frozen = 0
+        with ExitStack() as stack:
+            if self.train == "head":
+                frozen = _freeze(part)
+                stack.enter_context(in_evaluation(part.get_submodule(base_path(part))))
+            trained = fit(after, taught.rows, taught.objective, self.trains, ctx, label="finetune")
         for parameter in part.parameters():
             parameter.requires_grad_(True)
         report: dict[str, Any] = {

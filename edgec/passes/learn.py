@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edgec.data.examples import Question
 from edgec.errors import DataError, UserError
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from edgec.training.loop import TrainingReport
     from edgec.training.objectives import Objective
     from edgec.training.options import TrainingOptions
+
+
+LEAST_LENGTH: Final = 8
+"""Tokens of a row: the special ones, and some of each of two texts."""
+
+
+def require_room(max_length: int | None) -> None:
+    """Raises ValueError for rows that no text would fit into."""
+    if max_length is not None and max_length < LEAST_LENGTH:
+        raise ValueError(f"max_length should be at least {LEAST_LENGTH} tokens, not {max_length}")
 
 
 def require_train(name: str, ctx: PassContext) -> None:

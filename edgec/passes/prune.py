@@ -158,14 +158,15 @@ class Prune:
         return self._zeros(state, after, ctx) if self.structure == "none" else self._smaller(state, after, ctx)
 
     def ensures(self, before: ModelState, after: ModelState) -> None:
-        from edgec.passes.prune_magnitude import encoder_matrices
+        from edgec.passes.prune_magnitude import encoder_matrices, zeros_asked
         from edgec.passes.prune_structure import parameters
 
         (old,), (new,) = before.parts.values(), after.parts.values()
         if self.structure == "none":
+            assert self.sparsity is not None and self.scope != "shared"
             matrices = encoder_matrices(new)
             zeros = sum(int((matrix == 0).sum()) for matrix in matrices.values())
-            if zeros < int((self.sparsity or 0.0) * sum(matrix.numel() for matrix in matrices.values())):
+            if zeros < zeros_asked(matrices, self.sparsity, self.scope):
                 raise PassError(f"prune left fewer zeros than sparsity {self.sparsity}")
         elif sum(parameters(new).values()) >= sum(parameters(old).values()):
             finer = ", or lower multiple" if self.structure in ("ffn", "hidden") else ""

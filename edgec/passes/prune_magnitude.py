@@ -38,10 +38,22 @@ def zero_smallest(
     scope: of all matrices together, or of each one. Weights that are zero already count as the least. Of equal
     magnitudes the first go, so that the share is exact.
     """
-    groups = [list(matrices.values())] if scope == "global" else [[matrix] for matrix in matrices.values()]
-    for group in groups:
-        _zero(group, round(sparsity * sum(matrix.numel() for matrix in group)))
+    for group, count in _counts(matrices, sparsity, scope):
+        _zero(group, count)
     return {name: 1 - int(matrix.count_nonzero()) / matrix.numel() for name, matrix in matrices.items()}
+
+
+def zeros_asked(matrices: Mapping[str, nn.Parameter], sparsity: float, scope: Literal["global", "layer"]) -> int:
+    """How many weights zero_smallest makes zero."""
+    return sum(count for _, count in _counts(matrices, sparsity, scope))
+
+
+def _counts(
+    matrices: Mapping[str, nn.Parameter], sparsity: float, scope: Literal["global", "layer"]
+) -> list[tuple[list[nn.Parameter], int]]:
+    """What is ranked together, and how many weights of it go."""
+    groups = [list(matrices.values())] if scope == "global" else [[matrix] for matrix in matrices.values()]
+    return [(group, round(sparsity * sum(matrix.numel() for matrix in group))) for group in groups]
 
 
 def _zero(group: Sequence[nn.Parameter], count: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgec.data.examples import Example, Labelled, Tagged
 from edgec.errors import DataError, UserError
-from edgec.passes.learn import require_scored, require_train
+from edgec.passes.learn import require_room, require_scored, require_train
 from edgec.state import ModelState, PassContext
 from edgec.training.options import MEANINGS as TRAINING_MEANINGS
 from edgec.training.options import TrainingOptions
@@ -28,8 +28,8 @@ MEANINGS = f"""
     a new head. labels: of classification tasks, in the order of the outputs; null: those that data.train has, "O"
     first. multi_label: a text may have several labels, or none (data.train.label_separator parts them). class_weights:
     what a label's rows count in the loss: the "same", or "balanced", each label as much as any other (the mean weight
-    is 1). max_score: the score of two texts that mean the same; feature-extraction. max_length: tokens a training row;
-    null: the model's.
+    is 1), with multi_label the rows that have it as much as those that do not. max_score: the score of two texts that
+    mean the same; feature-extraction. max_length: tokens a training row; null: the model's.
     {TRAINING_MEANINGS}"""
 """One sentence or two for each option: the docstring of a pass ends with them."""
 
@@ -50,6 +50,7 @@ class SupervisedOptions(TrainingOptions):
         super().__post_init__()
         if self.max_score <= 0:
             raise ValueError(f"max_score should be above 0, not {self.max_score}")
+        require_room(self.max_length)
         if self.multi_label and self.task not in (None, "text-classification"):
             raise ValueError(f"multi_label is for text-classification, not for {self.task}")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
@@ -67,7 +68,7 @@ def require_taught(name: str, options: SupervisedOptions, training: TrainingOpti
     if options.task in ("text-classification", "token-classification") and options.labels is not None:
         _require_named(options.labels, ctx.data.train, options.multi_label)
     if options.task == "feature-extraction":
-        _require_scores(ctx.data.train, options.max_score)
+        require_scores(ctx.data.train, options.max_score)
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,15 @@ def lesson(options: SupervisedOptions, state: ModelState, ctx: PassContext) -> L
         raise UserError(f"multi_label is for text-classification, not for {task}", "leave it out, or name the task")
     _require_one_label(options, examples)
     labels = _labels(options.labels, examples, task, state.spec.labels, options.multi_label)
+    if labels is not None and not labels:
+        raise DataError("data.train has no labels", "name their column: data.train.label_column")
     if labels is not None and len(labels) < 2 and not options.multi_label:
         raise DataError(
             f"data.train has one label alone, {labels[0]!r}: there is nothing to tell apart",
             "give rows of other labels, or name those that the head shall have: labels",
         )
     if task == "feature-extraction":
-        _require_scores(examples, options.max_score)
+        require_scores(examples, options.max_score)
     pairs = any(isinstance(example, Example) and example.text_pair is not None for example in examples)
     made = with_head(
         state, task, labels=labels, multi_label=options.multi_label, pairs=pairs or state.spec.pairs, seed=ctx.seed
@@ -152,7 +155,7 @@ def _require_named(named: tuple[str, ...], examples: Sequence[Labelled], multi_l
         raise DataError(f"data.train has the label {missing[0]!r}, which `labels` does not name", "add it to labels")
 
 
-def _require_scores(examples: Sequence[Labelled], highest: float) -> None:
+def require_scores(examples: Sequence[Labelled], highest: float) -> None:
     """Raises DataError, with the place, for a score of a pair that is none between 0 and the highest."""
     for example in examples:
         if not isinstance(example, Example) or example.text_pair is None or example.label is None:
@@ -193,10 +196,15 @@ def _order(label: str) -> tuple[bool, float, str]:
 
 
 def _weights(examples: Sequence[Labelled], labels: Sequence[str], multi_label: bool) -> torch.Tensor:
-    """Inversely proportional to how often a label occurs; their mean is 1. A label that never occurs counts 1."""
+    """Inversely proportional to how often a label occurs; their mean is 1. multi_label: as many times as the label
+    occurs it does not. A label that never occurs counts 1.
+    """
     import torch
 
     counts = _occurrences(examples, multi_label)
+    if multi_label:
+        without = {label: len(examples) - counts[label] for label in labels}
+        return torch.tensor([max(1, without[label]) / counts[label] if counts[label] else 1.0 for label in labels])
     inverse = torch.tensor([1 / counts[label] if counts[label] else 0.0 for label in labels])
     weights = inverse / inverse[inverse > 0].mean()
     return torch.where(inverse > 0, weights, torch.ones(()))

@@ -28,8 +28,9 @@ class Supervised:
 
     Cross-entropy for text-classification (binary where a text may have several labels), token-classification (over the
     tokens that have a label) and question-answering (the mean of start and end); the squared difference between cosine
-    similarity and score for feature-extraction. class_weights: (labels,), what the rows of a label count; None: the
-    same. score_range: what scores of pairs lie in; they are mapped to [0, 1].
+    similarity and score for feature-extraction. class_weights: (labels,), what the rows of a label count, beside those
+    without it where a text may have several; None: the same. score_range: what scores of pairs lie in; they are mapped
+    to [0, 1].
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class Supervised:
         if task == "text-classification":
             (logits,) = outputs
             if self.multi_label:
-                weights = self._weights(logits)
-                return nn.functional.binary_cross_entropy_with_logits(logits, batch["label"], weights)
+                present = self._weights(logits)
+                return nn.functional.binary_cross_entropy_with_logits(logits, batch["label"], pos_weight=present)
             return nn.functional.cross_entropy(logits, batch["label"], self._weights(logits))
         if task == "token-classification":
             (logits,) = outputs

@@ -24,6 +24,7 @@ from edgec.passes.supervised import lesson
 from edgec.state import ModelState, PassContext, Quantization, TrainingData
 from edgec.target import Target
 from edgec.training import callbacks
+from edgec.training.objectives import Supervised
 
 FAST: dict[str, Any] = {"steps": 2, "batch_size": 3, "checks": 2}
 ROWS: dict[str, tuple[Labelled, ...]] = {
@@ -181,6 +182,37 @@ def test_a_label_that_never_occurs_weighs_as_the_mean(tmp_path: Path, sentences:
     step = Finetune(task="text-classification", class_weights="balanced", labels=("loud", "odd", "quiet"))
     found = lesson(step, sentences, context(tmp_path, ROWS["text-classification"])).objective.class_weights
     assert found is not None and found[1] == 1.0 and found[[0, 2]].mean().item() == pytest.approx(1.0)
+
+
+def test_balanced_labels_of_texts_that_have_several(tmp_path: Path, sentences: ModelState) -> None:
+    kinds = (("a", ("a",), 6), ("a|b", ("a", "b"), 2), ("", (), 2))
+    rows = [Example("Ada", label=label, labels=labels) for label, labels, count in kinds for _ in range(count)]
+    step = Finetune(task="text-classification", class_weights="balanced", multi_label=True, labels=("a", "b", "c"))
+    found = lesson(step, sentences, context(tmp_path, tuple(rows))).objective.class_weights
+    # 2 of 10 are without a, and 8 without b; c never occurs.
+    assert found is not None and found.tolist() == [2 / 8, 8 / 2, 1.0]
+    with pytest.raises(DataError, match=r"data\.train has no labels"):
+        lesson(Finetune(task="text-classification", multi_label=True), sentences, context(tmp_path, tuple(rows[-2:])))
+
+
+def test_a_frozen_encoder_drops_nothing_out(
+    tmp_path: Path, sentences: ModelState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[bool, bool]] = set()
+    of = Supervised.__call__
+
+    def spy(self: Supervised, part: Any, batch: Any) -> Any:
+        seen.add((part.model.training, part.model.bert.encoder.training))
+        return of(self, part, batch)
+
+    monkeypatch.setattr(Supervised, "__call__", spy)
+    for train in ("head", "all"):
+        step = Finetune(task="text-classification", train=train, steps=1)  # type: ignore[arg-type]
+        after = run_pass(step, sentences, context(tmp_path, ROWS["text-classification"]))
+        assert not after.parts["encoder"].training
+    assert seen == {(True, False), (True, True)}
+    # It can be put to training again.
+    assert after.parts["encoder"].train().model.bert.encoder.training
 
 
 def test_a_text_may_have_several_labels(tmp_path: Path, sentences: ModelState) -> None:

@@ -49,6 +49,13 @@ def test_several_labels(logits: torch.Tensor) -> None:
     found = Supervised(multi_label=True).of("text-classification", (logits,), {"label": labels}, None)
     pairs = zip(logits.flatten().tolist(), labels.flatten().tolist(), strict=True)
     assert found.item() == pytest.approx(sum(_binary(*pair) for pair in pairs) / 12, rel=1e-5)
+    # A weight is of the rows that have the label; those without it count once.
+    present = torch.tensor([3.0, 1.0, 0.5])
+    weighted = Supervised(multi_label=True, class_weights=present)
+    found = weighted.of("text-classification", (logits,), {"label": labels}, None)
+    counts = torch.where(labels == 1, present, 1.0).flatten().tolist()
+    pairs = zip(logits.flatten().tolist(), labels.flatten().tolist(), counts, strict=True)
+    assert found.item() == pytest.approx(sum(c * _binary(x, y) for x, y, c in pairs) / 12, rel=1e-5)
 
 
 def test_tokens_without_a_label_do_not_count() -> None:
