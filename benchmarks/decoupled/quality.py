@@ -44,6 +44,7 @@ SETTINGS: Final = (
     "batch",
     "max_length",
     "rows",
+    "scored",
     "threads",
 )
 CURVES: Final = {
@@ -72,7 +73,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
-    store = Kept(options.out.with_suffix(".cells.jsonl"))
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    store = Kept(options.out.with_suffix(".cells.jsonl"), {k: v for k, v in settings.items() if k != "threads"})
     wanted = [cell for cell in cells(options) if options.only is None or options.only == cell.name]
     if options.finished:
         wanted = [cell for cell in wanted if cell.key in store.cells]
@@ -81,7 +83,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "on": options.on,
         "paper": material.paper,
-        "settings": {name: getattr(options, name) for name in SETTINGS},
+        "settings": settings,
         "cells": found,
         "means": {name: over_seeds(found, name) for name in material.figures},
     }
@@ -177,7 +179,10 @@ def _decoupled(options: argparse.Namespace, seed: int, split: int, compression: 
             step.compress(start, teacher, PassContext(Path(folder), (), seed, data=TrainingData(train)))
         return start
 
-    return load_model(kept(_name(options, f"split{split}-{compression or 1:g}x-{seed}"), make))
+    what = f"split{split}-{step.learning_rate:g}"
+    if compression is not None:
+        what += f"-{compression:g}x-{step.compression_steps}"
+    return load_model(kept(_name(options, f"{what}-{seed}"), make))
 
 
 def _name(options: argparse.Namespace, what: str) -> str:

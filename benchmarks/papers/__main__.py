@@ -43,7 +43,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     suite = SUITES[options.suite]
-    kept = Kept(options.out.with_suffix(".cells.jsonl"))
+    kept = Kept(options.out.with_suffix(".cells.jsonl"), suite.SETTINGS)
     wanted = [cell for cell in suite.cells(options) if options.only is None or options.only in cell.name]
     if options.finished:
         wanted = [cell for cell in wanted if cell.key in kept.cells]

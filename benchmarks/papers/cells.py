@@ -28,10 +28,15 @@ class Cell:
 
 
 class Kept:
-    """Finished cells, one JSON object a line; a line that a kill cut short does not count."""
+    """Finished cells, one JSON object a line; a line that a kill cut short does not count.
 
-    def __init__(self, file: Path) -> None:
+    settings: of this run, kept with every cell. Ends the program where the file has cells of other settings: they are
+    another table's.
+    """
+
+    def __init__(self, file: Path, settings: Mapping[str, Any] | None = None) -> None:
         self.file = file
+        self.settings = json.loads(json.dumps(settings or {}))
         self.cells: dict[str, dict[str, Any]] = {}
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
         self.whole = not text or text.endswith("\n")
@@ -41,10 +46,20 @@ class Kept:
                     one = json.loads(line)
                 except ValueError:
                     continue
+                self._require_ours(one)
                 self.cells[one["key"]] = one
 
+    def _require_ours(self, one: Mapping[str, Any]) -> None:
+        theirs = one.get("settings", {})
+        for name in self.settings.keys() & theirs.keys():
+            if self.settings[name] != theirs[name]:
+                raise SystemExit(
+                    f"error: {self.file}: the cell {one['key']!r} was trained with {name} {theirs[name]!r}, not "
+                    f"{self.settings[name]!r}\n  hint: name another --out"
+                )
+
     def add(self, cell: Cell, figures: Figures) -> None:
-        one = {"key": cell.key, "name": cell.name, "seed": cell.seed, **figures}
+        one = {"key": cell.key, "name": cell.name, "seed": cell.seed, **figures, "settings": self.settings}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(one, ensure_ascii=False) + "\n"
         with self.file.open("a", encoding="utf-8") as stream:

@@ -40,6 +40,14 @@ def test_a_finished_cell_is_not_trained_again(tmp_path: Path) -> None:
     assert run(cells, Kept(file)) == found and len(trained) == 4
 
 
+def test_cells_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    cell = Cell("a", 0, lambda: {"f1": 1.0})
+    run([cell], Kept(tmp_path / "x.jsonl", {"steps": 2, "rates": (1e-4, 5e-4)}))
+    assert Kept(tmp_path / "x.jsonl", {"steps": 2, "rates": (1e-4, 5e-4), "new": 1}).cells.keys() == {cell.key}
+    with pytest.raises(SystemExit, match="was trained with steps 2, not 3"):
+        Kept(tmp_path / "x.jsonl", {"steps": 3})
+
+
 def test_means_and_deviations_are_those_of_numpy() -> None:
     found = [{"name": "a", "f1": value} for value in (1.0, 4.0, 10.0)] + [{"name": "b", "f1": 7.0}]
     means = over_seeds(found, "f1")
