@@ -80,7 +80,7 @@ def run(cells: Iterable[Cell], kept: Kept) -> list[dict[str, Any]]:
             if cell.key not in kept.cells:
                 kept.add(cell, cell.make())
             progress.advance(bar)
-    return [kept.cells[cell.key] for cell in wanted]
+    return [{name: value for name, value in kept.cells[cell.key].items() if name != "settings"} for cell in wanted]
 
 
 def over_seeds(found: Iterable[Mapping[str, Any]], figure: str) -> dict[str, dict[str, float]]:
