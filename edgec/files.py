@@ -58,6 +58,8 @@ def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
                     with _claimed(other, out) as left:
                         if left:
                             shutil.rmtree(other, ignore_errors=True)
+                    if left:  # on network drives an open file, the lock, stays until it is closed
+                        shutil.rmtree(other, ignore_errors=True)
             with _as_system_failure(out):
                 yield work
                 _replace(work, out, force=force)

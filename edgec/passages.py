@@ -98,12 +98,13 @@ def ask(
     *,
     question: str,
     k: int = 5,
-    search: Literal["dense", "bm25"] = "dense",
+    search: Literal["dense", "bm25"] | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Answer a question from the `k` passages of a store that fit it best: edgec_runtime.Answers as JSON values.
 
-    To ask more than one question, open an edgec_runtime.PassageReader once. Raises BundleError.
+    search: as of edgec_runtime.PassageReader.ask. To ask more than one question, open such a reader once. Raises
+    BundleError.
     """
     with PassageReader.open(bundle, store, threads=threads) as reader:
         return reader.ask(question, k, search).to_dict()

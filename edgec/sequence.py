@@ -249,7 +249,7 @@ def _check_labels(asked: Recipe, data: RecipeData, state: ModelState) -> None:
     if task not in ("text-classification", "token-classification"):
         return
     checked: list[tuple[Sequence[Labelled], str]] = []
-    if len({step.options["task"] for step in asked.passes if step.options.get("task") is not None}) <= 1:
+    if _scored_while_trained(asked):
         checked.append((data.training.validation, "data.validation"))
     if evaluate is not None and evaluate.scored:
         checked.append((read_labelled(evaluate).examples, evaluate.shown))
@@ -264,6 +264,19 @@ def _check_labels(asked: Recipe, data: RecipeData, state: ModelState) -> None:
         trains = any(step.name in ("finetune", "lora", "align") for step in asked.passes)
         remedy = "; name it in the option labels of the pass that learns the task" if trains else ""
         raise DataError(error.message, error.hint + remedy) from None
+
+
+def _scored_while_trained(asked: Recipe) -> bool:
+    """Whether data.validation is scored, by the task and the labels of the recipe's end as far as they are known."""
+    tasks = {step.options["task"] for step in asked.passes if step.options.get("task") is not None}
+    theirs = any(step.name == "align" and step.options.get("head") == "large" for step in asked.passes)
+    training = any(
+        step.name in ("finetune", "lora", "distill", "decouple")
+        or (step.name == "align" and 3 in step.options.get("phases", (3,)))
+        or (step.name == "quantize" and step.options.get("when") == "training")
+        for step in asked.passes
+    )
+    return training and not theirs and len(tasks) <= 1
 
 
 def _check(asked: Recipe, state: ModelState, task: str | None) -> None:

@@ -41,5 +41,6 @@ def test_a_store_serves_all_bundles_of_a_build(here: Target, foreign: Target, tm
                 whole = model.answer(question, one.context)
                 assert one.score == pytest.approx(whole.score, abs=tolerance)
                 assert one.null_score == pytest.approx(whole.null_score, abs=tolerance)
+    assert edgec.ask(tmp_path / "int8", store, question="zebra")["passages"] == 0  # by words
     with pytest.warns(UserWarning), PassageReader.open(tmp_path / "foreign", store) as reader:
         assert reader.ask(question, search="dense").passages == 5

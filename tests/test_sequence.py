@@ -14,7 +14,15 @@ from edgec.exporter import Exporter
 from edgec.passes import PASSES
 from edgec.passes.cache import PassCache
 from edgec.recipe import Recipe, load_recipe
-from edgec.sequence import Passed, check_asked, final_task, first_compressing, read_data, run_passes
+from edgec.sequence import (
+    Passed,
+    _scored_while_trained,
+    check_asked,
+    final_task,
+    first_compressing,
+    read_data,
+    run_passes,
+)
 from edgec.state import ModelState, no_progress
 from edgec.target import Target
 
@@ -133,6 +141,23 @@ def test_a_label_that_the_model_will_not_have_is_told_before_it_is_trained(recip
     scored = f"data.validation={{text: {tmp_path / 'validation.csv'}, text_column: text, label_column: label}}"
     with pytest.raises(DataError, match=r"validation\.csv:3: the model has no label 'gloomy'"):
         run(load_recipe(recipe.source_path, overrides=[scored]), tmp_path, kill_at="finetune")
+
+
+@pytest.mark.parametrize(
+    ("passes", "scored"),
+    [
+        ("[trim-vocab, quantize]", False),
+        ("[{align: {large: ./model, phases: [1, 2]}}]", False),
+        ("[{align: {large: ./model, head: large}}]", False),
+        ("[{finetune: {task: text-classification}}, {align: {large: ./model, task: token-classification}}]", False),
+        ("[{align: {large: ./model}}]", True),
+        ("[{distill: {keep: 1}}]", True),
+        ("[{quantize: {scheme: fully-quantized, when: training}}]", True),
+    ],
+)
+def test_which_passes_score_the_validation_rows(recipe: Recipe, passes: str, scored: bool) -> None:
+    """By the labels that the recipe ends with: trim-vocab reads their texts alone, a large model brings its own."""
+    assert _scored_while_trained(load_recipe(recipe.source_path, overrides=[f"passes={passes}"])) == scored
 
 
 def test_calibration_texts_that_are_cut_or_few_are_told(recipe: Recipe, tmp_path: Path) -> None:

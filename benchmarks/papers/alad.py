@@ -110,7 +110,15 @@ TASKS: Final = {
 PLAIN_TEXTS: Final = 4000
 SETTINGS: Final = {
     "large": "all-MiniLM-L6-v2",
-    "tasks": {task.name: {"rows": task.rows, "steps": task.steps, "figure": task.figure} for task in TASKS.values()},
+    "tasks": {
+        task.name: {
+            "rows": task.rows,
+            "steps": task.steps,
+            "figure": task.figure,
+            "phase_2_epochs": task.phase2_epochs,
+        }
+        for task in TASKS.values()
+    },
     "phase_1_texts": PLAIN_TEXTS,
     "units": 1280,
     "batch": 16,

@@ -27,7 +27,7 @@ _SHARED: Final = frozenset(
 )  # fmt: skip
 """Settings in which student and teacher cannot differ: both read the same rows and give the same outputs."""
 
-_SIZES: Final = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+_SIZES: Final = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "hidden_dim")
 
 _DERIVED: Final = {"layer_types": "num_hidden_layers", "pooler_hidden_size": "hidden_size"}
 """Settings that follow from another one where that is given."""
@@ -83,7 +83,7 @@ def from_config(state: ModelState, overrides: Mapping[str, Any], seed: int) -> t
         if name in values and old.attribute_map.get(source, source) in names:
             del values[name]
     for name, value in names.items():
-        if name in _SIZES and isinstance(value, int) and value < 1:
+        if name in {old.attribute_map.get(size, size) for size in _SIZES} and isinstance(value, int) and value < 1:
             raise UserError(f"config: {name} should be at least 1, not {value}", "change config")
     # A pass may have cut the table, whatever the configuration says.
     values["vocab_size"] = part.model.get_input_embeddings().num_embeddings

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -33,6 +34,7 @@ class PassCache:
         self.say, self.trained, self.begun = say, False, False
         self.folder = out.parent / f".{out.name}.passes"
         self.resume, self.writes = resume, writes
+        self.made = [parent for parent in out.parents if not parent.exists()]
 
     def begin(self) -> None:
         """Without resume, what an earlier run has left goes."""
@@ -103,6 +105,9 @@ class PassCache:
                 self.say("what was trained is kept: with --resume the next run takes it up")
             else:
                 self.clear()
+                with suppress(OSError):  # what was made for nothing goes, unless something else came there
+                    for parent in self.made:
+                        parent.rmdir()
 
     def clear(self) -> None:
         if self.writes:

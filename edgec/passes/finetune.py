@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from edgec.errors import PassError, UserError
 from edgec.passes.learn import fit, require_float
-from edgec.passes.supervised import MEANINGS, SupervisedOptions, lesson, require_taught
+from edgec.passes.supervised import MEANINGS, SupervisedOptions, lesson, require_one_label, require_taught
 from edgec.state import ModelState, PassContext, PassResult
 
 
@@ -23,6 +23,7 @@ class Finetune(SupervisedOptions):
     train: Literal["all", "head"] = "all"
 
     def requires_data(self, ctx: PassContext) -> None:
+        require_one_label(self, ctx.data.train)
         require_taught(self.name, self, self, ctx)
 
     def requires(self, state: ModelState) -> None:

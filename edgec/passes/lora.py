@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from edgec.errors import PassError, UserError
 from edgec.passes.learn import fit, require_float, require_whole
-from edgec.passes.supervised import MEANINGS, SupervisedOptions, lesson, require_taught
+from edgec.passes.supervised import MEANINGS, SupervisedOptions, lesson, require_one_label, require_taught
 from edgec.state import ModelState, PassContext, PassResult
 
 
@@ -45,6 +45,7 @@ class Lora(SupervisedOptions):
             raise ValueError("targets names no layer; null takes the queries, keys and values")
 
     def requires_data(self, ctx: PassContext) -> None:
+        require_one_label(self, ctx.data.train)
         require_taught(self.name, self, self, ctx)
 
     def requires(self, state: ModelState) -> None:

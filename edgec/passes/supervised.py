@@ -64,7 +64,6 @@ def require_taught(name: str, options: SupervisedOptions, training: TrainingOpti
     """
     require_train(name, ctx)
     require_scored(training, ctx, options.task)
-    _require_one_label(options, ctx.data.train)
     if options.task in ("text-classification", "token-classification") and options.labels is not None:
         _require_named(options.labels, ctx.data.train, options.multi_label)
     if options.task == "feature-extraction":
@@ -95,7 +94,7 @@ def lesson(options: SupervisedOptions, state: ModelState, ctx: PassContext) -> L
     task, examples = options.task or state.spec.task, ctx.data.train
     if options.multi_label and task != "text-classification":
         raise UserError(f"multi_label is for text-classification, not for {task}", "leave it out, or name the task")
-    _require_one_label(options, examples)
+    require_one_label(options, examples)
     labels = _labels(options.labels, examples, task, state.spec.labels, options.multi_label)
     if labels is not None and not labels:
         raise DataError("data.train has no labels", "name their column: data.train.label_column")
@@ -121,7 +120,8 @@ def lesson(options: SupervisedOptions, state: ModelState, ctx: PassContext) -> L
     return Lesson(made, Featurizer(made, max_length=options.max_length).labelled(examples), objective, new_head)
 
 
-def _require_one_label(options: SupervisedOptions, examples: Sequence[Labelled]) -> None:
+def require_one_label(options: SupervisedOptions, examples: Sequence[Labelled]) -> None:
+    """Raises UserError where rows have several labels, and the head has one."""
     if not options.multi_label and any(isinstance(one, Example) and one.labels is not None for one in examples):
         raise UserError(
             "rows of data.train may have several labels (data.train.label_separator), and the head gives one",

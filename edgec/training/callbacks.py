@@ -65,7 +65,7 @@ class Checkpoints(transformers.TrainerCallback):
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder, self.say = folder, say
         self.last = time.monotonic()
-        self.interrupted = False
+        self.interrupted = self.written = False
 
     @contextlib.contextmanager
     def before_interruption(self) -> Iterator[None]:
@@ -85,6 +85,8 @@ class Checkpoints(transformers.TrainerCallback):
             for one in polite:
                 signal.signal(one, signal.default_int_handler)
         if self.interrupted:
+            if not self.written:
+                self.say("the training was over by then; what followed its last checkpoint is learned once more")
             raise KeyboardInterrupt
 
     def _interrupt(self, number: int, frame: object) -> None:
@@ -94,10 +96,13 @@ class Checkpoints(transformers.TrainerCallback):
         self.say("interrupted: the step ends and a checkpoint is written (once more stops at once)")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.world_size > 1:  # each writes a file of its own
+            torch.distributed.barrier()
         if state.is_world_process_zero:
             mark_whole(self.folder / f"{CHECKPOINT}{state.global_step}")
         # Not before: the checkpoint holds what `control` says.
         control.should_training_stop |= self.interrupted
+        self.written = self.interrupted
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:  # what goes on from there would take a step too many

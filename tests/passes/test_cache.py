@@ -214,6 +214,14 @@ def test_half_a_checkpoint_does_not_count_and_a_whole_one_survives_an_error(tmp_
     assert said[-1] == "what was trained is kept: with --resume the next run takes it up"
 
 
+def test_a_folder_that_was_made_for_nothing_goes(state: ModelState, tmp_path: Path) -> None:
+    with pytest.raises(DataError), PassCache(tmp_path / "a" / "b" / "out", resume=False) as cache:
+        cache.begin()
+        cache.put("k", state)
+        raise DataError("x")
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_run_that_was_refused_leaves_the_folder_of_the_other(state: ModelState, tmp_path: Path) -> None:
     cache = PassCache(tmp_path / "out", resume=False)
     cache.put("k", state)

@@ -345,6 +345,7 @@ def test_data_is_needed() -> None:
         ({"config": {"hiden_size": 9}}, "bert has no setting 'hiden_size'"),
         ({"config": {"hidden_size": 15}}, "no bert model of these settings"),
         ({"config": {"num_hidden_layers": 0}}, "num_hidden_layers should be at least 1, not 0"),
+        ({"config": {"intermediate_size": 0}}, "intermediate_size should be at least 1, not 0"),
         ({"config": {"hidden_act": "nonsense"}}, "no bert model of these settings"),
     ],
 )

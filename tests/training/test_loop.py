@@ -255,6 +255,23 @@ def test_an_interrupted_training_keeps_the_step_that_it_was_in(
     assert same(weights(resumed), weights(whole)) and not same(weights(resumed), weights(cut))
 
 
+def test_an_interruption_of_the_last_step(rows: list[TrainingRow], part: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    class AtTheEnd(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == state.max_steps:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(part, rows, tmp_path, steps=2, batch_size=2, callbacks=[AtTheEnd()], say=said.append)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert said[-1] == "the training was over by then; what followed its last checkpoint is learned once more"
+
+
 def test_no_checkpoint_says_that_all_is_done(
     rows: list[TrainingRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,10 +15,16 @@ from . import index_file
 from .search import Match, Query, live_matches
 
 INDEX: Final = "bm25.sqlite"
-# Marks belong to words: the vowel signs of many scripts are some.
-_TABLE: Final = """CREATE VIRTUAL TABLE passages USING fts5(
-    title, text, content='', tokenize="unicode61 categories 'L* N* Co Mn Mc'"
+_FORMS: Final = "\ufe0e\ufe0f"
+"""Marks that say how the character before them is drawn, as behind an emoji."""
+
+# Other marks belong to words: the vowel signs of many scripts are some.
+_TABLE: Final = f"""CREATE VIRTUAL TABLE passages USING fts5(
+    title, text, content='', tokenize="unicode61 categories 'L* N* Co Mn Mc' separators '{_FORMS}'"
 )"""
+
+_UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""How Unicode's names of letters begin, of scripts that put no blanks between words."""
 
 
 class BM25:
@@ -33,7 +39,7 @@ class BM25:
         self.store = store
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
-        kind = f"fts5 unicode61 with marks, sqlite {sqlite3.sqlite_version}"
+        kind = f"fts5 unicode61 with marks but forms, sqlite {sqlite3.sqlite_version}"
         saved = index_file.read(store, INDEX, kind)
         try:
             if saved is not None:
@@ -79,10 +85,16 @@ class BM25:
         return live_matches(self.store, k, best)
 
 
+def has_words(text: str) -> bool:
+    """Whether blanks part the words of a text: those of some scripts do not."""
+    return not any(unicodedata.name(character, "").startswith(_UNSPACED) for character in text)
+
+
 def _words(text: str) -> list[str]:
-    return ["".join(letters) for inside, letters in groupby(text, _in_a_word) if inside]
+    words = ("".join(letters) for inside, letters in groupby(text, _in_a_word) if inside)
+    return [word for word in words if any(unicodedata.category(character)[0] in "LN" for character in word)]
 
 
 def _in_a_word(character: str) -> bool:
     category = unicodedata.category(character)
-    return category[0] in "LN" or category in ("Co", "Mn", "Mc")
+    return category[0] in "LN" or (category in ("Co", "Mn", "Mc") and character not in _FORMS)

@@ -15,6 +15,7 @@ from edgec_runtime.notices import TruncationWarning, warn
 from edgec_runtime.store import Passage, Store
 from edgec_runtime.tasks.answer import best_span
 
+from .bm25 import has_words
 from .component import Decoupled, Reading, open_decoupled
 from .search import NAMES, Match, Name, Query, Search, open_search
 
@@ -107,13 +108,13 @@ class PassageReader:
 
         Answers are ordered by how far their score is above the null score of their passage. Where the model was made to
         tell that there is no answer, passages without one give none. search: how passages are found, "dense" or "bm25";
-        None: dense where the model was trained for it (the option contrastive of decouple), else bm25. Raises
-        TextInvalid for a question without a token, StoreDamaged, EngineFailed.
+        None: dense where the model was trained for it (the option contrastive of decouple) and where no blanks part the
+        question's words, else bm25. Raises TextInvalid for a question without a token, StoreDamaged, EngineFailed.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
         if search is None:
-            search = "dense" if self.model.trained_to_search else "bm25"
+            search = "dense" if self.model.trained_to_search or not has_words(question) else "bm25"
         if search not in NAMES:
             raise ValueError(f"unknown search {search!r}; known are {', '.join(NAMES)}")
         content = self.model.encoder.content(question)

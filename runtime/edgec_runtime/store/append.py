@@ -109,10 +109,14 @@ class Appender:
             try:
                 for file in self._files.values():
                     os.fsync(file)
-            except OSError:
+                sync_folder(self._folder)
+            except OSError as error:
                 self._lost = True
-                raise
-            sync_folder(self._folder)
+                raise StoreInaccessible(
+                    f"{self._folder}: {error.strerror}: what was written is not on the disk; what was committed before "
+                    "is whole",
+                    "close the writer, see to the disk, and open the store again",
+                ) from error
             self.written.write(self._folder)
         self.state = self.written
 

@@ -62,6 +62,7 @@ def test_a_model_that_was_trained_to_search_does(
             reader.model.manifest = replace(reader.model.manifest, passes=(record,))
         # By words alone nothing is found.
         assert (reader.ask("zebra").passages > 0) == dense
+        assert reader.ask("\u5de5\u4f5c").passages > 0  # in a script that does not part words
 
 
 def test_answers_of_passages_without_a_document_are_not_one(bundle: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edgec_runtime.retrieval import dense
-from edgec_runtime.retrieval.bm25 import BM25
+from edgec_runtime.retrieval.bm25 import BM25, has_words
 from edgec_runtime.retrieval.dense import Approximate, Exact, open_dense
 from edgec_runtime.retrieval.search import Query, fingerprint, open_search
 from edgec_runtime.store import Header, InputComponent, Passage, Store, StoreWriter, compact
@@ -76,6 +76,34 @@ def test_vowel_signs_belong_to_their_words(tmp_path: Path) -> None:
         assert found("\u0915\u0939\u093e\u0901") == []
         # An accent makes no other word, however it is written.
         assert found("cafe") == found("caf\u00e9") == found("cafe\u0301") == [2]
+
+
+def test_emoji_are_in_no_words_way(tmp_path: Path) -> None:
+    texts = ["\u2714\ufe0fBluetooth headset", "\u2600\ufe0f sun", "e\u0301"]
+    folder = write(tmp_path / "s", [passage(number, text) for number, text in enumerate(texts)])
+    with Store.open(folder) as store:
+        search = BM25(store)
+
+        def found(text: str) -> list[int]:
+            return [match.row for match in search.find(Query(text, np.zeros(DIMENSION, np.float32)), 9)]
+
+        assert found("bluetooth") == found("I \u2764\ufe0f\u2714\ufe0fBluetooth") == [0]
+        assert found("\u2764\ufe0f Paris") == found("\u0301") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "parted"),
+    [
+        ("who works ?", True),
+        ("\u7389\u5a49\u5728\u54ea\u91cc\u5de5\u4f5c\uff1f", False),
+        ("\u304b\u306a", False),
+        ("\u0e44\u0e17\u0e22", False),
+        ("\ud55c\uad6d \uc0ac\ub78c", True),
+        ("\u0939\u093f", True),
+    ],
+)
+def test_scripts_that_part_words(text: str, parted: bool) -> None:
+    assert has_words(text) == parted
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16"])
