@@ -44,6 +44,7 @@ SETTINGS: Final = (
     "batch",
     "max_length",
     "rows",
+    "contrastive",
     "scored",
     "threads",
 )
@@ -64,6 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=256, help="tokens a training row")
     parser.add_argument("--rows", type=int, help="training rows; default all")
+    parser.add_argument("--contrastive", type=float, default=0.0, help="weight of the loss that trains dense search")
     parser.add_argument("--scored", type=int, help="rows of each half of dev; default all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", help="cells whose name is this")
@@ -163,6 +165,7 @@ def _decoupled(options: argparse.Namespace, seed: int, split: int, compression: 
         compression=compression,
         steps=options.steps,
         compression_steps=None if compression is None else options.compression_steps or max(1, options.steps // 2),
+        contrastive=options.contrastive,
         batch_size=options.batch,
         learning_rate=_best(options),
         max_length=options.max_length,
@@ -179,7 +182,7 @@ def _decoupled(options: argparse.Namespace, seed: int, split: int, compression: 
             step.compress(start, teacher, PassContext(Path(folder), (), seed, data=TrainingData(train)))
         return start
 
-    what = f"split{split}-{step.learning_rate:g}"
+    what = f"split{split}-{step.learning_rate:g}" + (f"-contrastive{step.contrastive:g}" if step.contrastive else "")
     if compression is not None:
         what += f"-{compression:g}x-{step.compression_steps}"
     return load_model(kept(_name(options, f"{what}-{seed}"), make))
