@@ -84,7 +84,7 @@ def _points(result: Mapping[str, Any]) -> Any:
             if row is None:
                 continue
             # A point, not a bar: the axis does not begin at 0.
-            colour = THIRD if name.startswith(BESIDES) and "+" not in name else OURS
+            colour = THIRD if name.startswith(BESIDES) and "W-" not in name else OURS
             axis.errorbar(row["mean"], place, xerr=row["std"] or None, color=colour, marker="o", markersize=4)
             axis.annotate(
                 f"{row['mean']:.1f}",
@@ -100,8 +100,7 @@ def _points(result: Mapping[str, Any]) -> Any:
             axis.set_xlim(max(0.0, min(values) - 0.25 * spread - 1), max(values) + 0.25 * spread + 1)
         axis.set_title(column, fontsize=9)
         axis.grid(alpha=0.3)
-        axis.margins(y=0.08)
+        axis.set_ylim(len(names) - 0.4, -0.8)
     axes[0, 0].set_yticks(range(len(names)), names, fontsize=7)
-    axes[0, 0].invert_yaxis()
     figure.tight_layout()
     return figure
