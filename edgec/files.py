@@ -43,7 +43,7 @@ def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     refuses (no space, no permission).
     """
     require_free(out, force=force)
-    made = [parent for parent in out.parents if not parent.exists()]
+    made = missing_parents(out)
     prefix = f".{out.name}.edgec-"
     with _as_system_failure(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +65,19 @@ def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
                 _replace(work, out, force=force)
     finally:
         shutil.rmtree(around, ignore_errors=True)
-        with contextlib.suppress(OSError):  # what was made for nothing goes, unless something else came there
-            for parent in made:
-                parent.rmdir()
+        remove_empty(made)
+
+
+def missing_parents(out: Path) -> list[Path]:
+    """The folders that have to be made for `out`, the innermost first."""
+    return [parent for parent in out.parents if not parent.exists()]
+
+
+def remove_empty(made: list[Path]) -> None:
+    """Folders that were made for nothing go, unless something else came there."""
+    with contextlib.suppress(OSError):
+        for parent in made:
+            parent.rmdir()
 
 
 @contextlib.contextmanager

@@ -106,10 +106,8 @@ def compress(
         choices = costs.find(forms, exporter, timed, device, facts, say=say)
         told = asked.data.evaluate
         scores = None if told is None else scored(work / "baseline", told, progress=progress)
-        original = None
-        if passed.original is not None:
-            original = _against_original(passed, work, asked, evaluation, scores, progress, say)
         build = _Build(work, asked, targets, timed, choices, evaluation, scores, progress, say)
+        original = build.against_original(passed)
         bundles = build.export(exporter)
         ranking, outcome = _put_back(build, exporter, calibration, bundles, cache)
         if outcome is not None:
@@ -228,6 +226,25 @@ class _Build:
     progress: Progress
     say: Say
 
+    def against_original(self, passed: Passed) -> Original | None:
+        """What the passes cost, told in float: rounding is judged apart."""
+        from edgec.evaluation.original import against_original
+
+        if passed.original is None:
+            return None
+        self.say(f"compare with the model before {passed.before}")
+        return against_original(
+            passed.original,
+            passed.before,
+            passed.state,
+            self.work / "baseline",
+            self.asked.data.evaluate,
+            self.evaluation,
+            scores=self.scores,
+            reading=_reading(self.asked),
+            progress=self.progress,
+        )
+
     def export(self, exporter: Exporter) -> dict[str, Manifest]:
         """Write and score the bundle of every target, by its name. What lies there is replaced."""
         from edgec.bundle import annotate
@@ -243,14 +260,8 @@ class _Build:
             exporter.write(folder, target, forms=forms, min_cosine=self._min_cosine, force=True)
             data = self.asked.data.evaluate
             if data is not None:
-                found = bundle_quality(
-                    self.work / "baseline",
-                    folder,
-                    data,
-                    self.evaluation,
-                    before=self.scores,
-                    progress=self.progress,
-                )
+                fp32, texts = self.work / "baseline", self.evaluation
+                found = bundle_quality(fp32, folder, data, texts, before=self.scores, progress=self.progress)
             made[target.name] = annotate(folder, quality=found, schedule=self.asked.export.schedule)
         return made
 
@@ -324,33 +335,6 @@ def _put_back(
     )
     build.say(f"{len(outcome.put_back)} of {len(ranking.layers)} layers are put back")
     return ranking, outcome
-
-
-def _against_original(
-    passed: Passed,
-    work: Path,
-    asked: Recipe,
-    evaluation: Sample,
-    scores: Evaluation | None,
-    progress: Progress,
-    say: Say,
-) -> Original:
-    """What the passes cost, told in float: rounding is judged apart."""
-    from edgec.evaluation.original import against_original
-
-    assert passed.original is not None
-    say(f"compare with the model before {passed.before}")
-    return against_original(
-        passed.original,
-        passed.before,
-        passed.state,
-        work / "baseline",
-        asked.data.evaluate,
-        evaluation,
-        scores=scores,
-        reading=_reading(asked),
-        progress=progress,
-    )
 
 
 def _timed(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from edgec.data.examples import Question, Tagged
 from edgec.models import load_model
@@ -26,6 +26,9 @@ from .models import SOURCE, WORK, kept, large, parameters, scores, through
 
 RATES: Final = (5e-5, 2e-4, 5e-4)
 """5e-5 is the paper's for whole models; the best of them is chosen on the selection half of dev, with seed 0."""
+
+Window = Literal[1, 3, 5]
+WINDOWS: Final[tuple[Window, ...]] = (1, 3, 5)
 
 PAPER: Final = {
     "large, fine-tuned": {"pos": 93, "ner": 63, "qa": 80},
@@ -153,7 +156,7 @@ def _rows(task: Task) -> dict[str, Callable[[Path, Task, int], ModelState]]:
         "LoRA": _lora,
         "LoRA, twice the steps": _lora_longer,
     }
-    for window in (1, 3, 5):
+    for window in WINDOWS:
         rows |= {
             f"frozen W-{window}": partial(_aligned, window=window, mode="frozen", rate=1e-4),
             f"joint W-{window}": partial(_aligned, window=window, mode="joint", rate=5e-5),
@@ -200,11 +203,7 @@ def _compressed(data: Path, name: str) -> ModelState:
 def _plain(data: Path, task: Task, seed: int, *, rate: float | None, keep: int | None = None) -> ModelState:
     start = _compressed(data, task.name) if keep is None else _first_layers(data, task, keep)
     what = "plain" if keep is None else f"plain-{keep}"
-
-    def at(chosen: float, seed: int) -> ModelState:
-        return _once(task, f"{what}-{chosen:g}-{seed}", lambda: _finetuned(data, task, seed, start, chosen))
-
-    return at(rate or _best(data, task, what, at), seed)
+    return _at_rate(data, task, seed, what, rate, lambda seed, chosen: _finetuned(data, task, seed, start, chosen))
 
 
 def _finetuned(data: Path, task: Task, seed: int, start: ModelState, rate: float, **more: Any) -> ModelState:
@@ -232,25 +231,23 @@ def _lora_longer(data: Path, task: Task, seed: int) -> ModelState:
     return through(_compressed(data, task.name), step, seed=seed, train=_split(data, task.name).train)
 
 
-def _with_lora(data: Path, task: Task, seed: int, *, window: int) -> ModelState:
+def _with_lora(data: Path, task: Task, seed: int, *, window: Window) -> ModelState:
     start = _lora(data, task, seed)
     return _third(data, task, seed, start, window=window, mode="joint", rate=1e-4, phases=(1, 2, 3))
 
 
-def _aligned(data: Path, task: Task, seed: int, *, window: int, mode: str, rate: float | None) -> ModelState:
+def _aligned(data: Path, task: Task, seed: int, *, window: Window, mode: str, rate: float | None) -> ModelState:
     """Phases 1 and 2 are the same for every mode and rate, so they are trained once a window and seed."""
-    start = _once(task, f"w{window}-{seed}", partial(_first_phases, data, task, window, seed))
-    what = f"{mode}-w{window}"
 
-    def at(chosen: float, seed: int) -> ModelState:
-        make = partial(_third, data, task, seed, start, window=window, mode=mode, rate=chosen)
-        return _once(task, f"{what}-{chosen:g}-{seed}", make)
+    def make(seed: int, chosen: float) -> ModelState:
+        start = _once(task, f"w{window}-{seed}", partial(_first_phases, data, task, window, seed))
+        return _third(data, task, seed, start, window=window, mode=mode, rate=chosen)
 
-    return at(rate or _best(data, task, what, at), seed)
+    return _at_rate(data, task, seed, f"{mode}-w{window}", rate, make)
 
 
-def _first_phases(data: Path, task: Task, window: int, seed: int) -> ModelState:
-    step = Align(large=SOURCE, window=window, phases=(1, 2), phase2_epochs=task.phase2_epochs, checks=2)  # type: ignore[arg-type]
+def _first_phases(data: Path, task: Task, window: Window, seed: int) -> ModelState:
+    step = Align(large=SOURCE, window=window, phases=(1, 2), phase2_epochs=task.phase2_epochs, checks=2)
     train = _split(data, task.name).train
     return through(_compressed(data, task.name), step, seed=seed, train=train, unlabelled=_plain_texts(data))
 
@@ -261,14 +258,14 @@ def _third(
     seed: int,
     start: ModelState,
     *,
-    window: int,
+    window: Window,
     mode: Any,
     rate: float,
     phases: tuple[int, ...] = (3,),
 ) -> ModelState:
     step = Align(
         large=SOURCE,
-        window=window,  # type: ignore[arg-type]
+        window=window,
         phases=phases,
         phase2_epochs=task.phase2_epochs,
         mode=mode,
@@ -281,14 +278,11 @@ def _third(
     return through(start, step, seed=seed, train=train, unlabelled=_plain_texts(data))
 
 
-def _unaligned(data: Path, task: Task, seed: int, *, window: int, rate: float | None = 5e-5) -> ModelState:
-    what, start = f"joint-w{window}-alone", _compressed(data, task.name)
+def _unaligned(data: Path, task: Task, seed: int, *, window: Window, rate: float | None = 5e-5) -> ModelState:
+    def make(seed: int, chosen: float) -> ModelState:
+        return _third(data, task, seed, _compressed(data, task.name), window=window, mode="joint", rate=chosen)
 
-    def at(chosen: float, seed: int) -> ModelState:
-        make = partial(_third, data, task, seed, start, window=window, mode="joint", rate=chosen)
-        return _once(task, f"{what}-{chosen:g}-{seed}", make)
-
-    return at(rate or _best(data, task, what, at), seed)
+    return _at_rate(data, task, seed, f"joint-w{window}-alone", rate, make)
 
 
 def _int8(data: Path, task: Task, seed: int) -> ModelState:
@@ -327,6 +321,17 @@ def _texts(data: Path, task: Task) -> list[Any]:
 def _once(task: Task, what: str, make: Callable[[], ModelState]) -> ModelState:
     """The model of that name, trained where no cell before needed it."""
     return load_model(kept(f"alad-{_slug(task.name)}-{what}", make))
+
+
+def _at_rate(
+    data: Path, task: Task, seed: int, what: str, rate: float | None, make: Callable[[int, float], ModelState]
+) -> ModelState:
+    """The model that make(seed, rate) trains, kept by that name; rate None: at its best one."""
+
+    def at(chosen: float, seed: int) -> ModelState:
+        return _once(task, f"{what}-{chosen:g}-{seed}", lambda: make(seed, chosen))
+
+    return at(rate or _best(data, task, what, at), seed)
 
 
 def _best(data: Path, task: Task, what: str, make: Callable[[float, int], ModelState]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -13,9 +12,9 @@ from edgec.data.examples import Labelled, Question
 from edgec.files import atomic_folder
 from edgec.models import load_model, save_build
 from edgec.models.torch_model import torch_model
-from edgec.nn.fake_quantize import fake_quantized
 from edgec.nn.layout import layers
 from edgec.passes import Finetune, Pass, run_pass
+from edgec.passes.answers import with_roundings
 from edgec.scoring import score
 from edgec.state import ModelState, PassContext, TrainingData
 
@@ -67,12 +66,8 @@ def scores(state: ModelState, examples: Sequence[Labelled]) -> dict[str, float]:
     """In per cent, of a quantized model with its roundings. A question may have no answer; f1_answered is of those that
     have one, where one has to be given.
     """
-    if state.quantization is not None:
-        decided = state.quantization
-        rounded = {name: fake_quantized(part, decided.of_part(name)) for name, part in state.parts.items()}
-        state = dataclasses.replace(state, parts=rounded, quantization=None)
     answered = [example for example in examples if isinstance(example, Question) and example.answers]
-    with torch_model(state) as model:
+    with torch_model(with_roundings(state)) as model:
         found = score(model, examples, where="dev", null_answers=True)
         if answered:
             found["f1_answered"] = score(model, answered, where="dev")["f1"]

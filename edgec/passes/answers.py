@@ -32,13 +32,18 @@ def sample_requests(state: ModelState, texts: Sequence[Text]) -> list[Any]:
 def answers(state: ModelState, requests: Sequence[Any]) -> Sequence[Outputs]:
     """Of the model as `state` has it: in float, or with the roundings of its quantization. One unpadded row at a
     time, as the runtime does with streams."""
-    if state.quantization is not None:
-        decided = state.quantization
-        rounded = {name: fake_quantized(part, decided.of_part(name)) for name, part in state.parts.items()}
-        state = dataclasses.replace(state, parts=rounded, quantization=None)
-    with torch_model(state, schedule="streams") as model, warnings.catch_warnings():
+    with torch_model(with_roundings(state), schedule="streams") as model, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # long samples are there on purpose
         return model.raw(requests)
+
+
+def with_roundings(state: ModelState) -> ModelState:
+    """The same, its parts with the roundings of its quantization, so that torch answers as the graph does."""
+    if state.quantization is None:
+        return state
+    decided = state.quantization
+    rounded = {name: fake_quantized(part, decided.of_part(name)) for name, part in state.parts.items()}
+    return dataclasses.replace(state, parts=rounded, quantization=None)
 
 
 def apart(expected: Sequence[Outputs], got: Sequence[Outputs]) -> Parity:

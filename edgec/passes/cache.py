@@ -6,13 +6,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from edgec import __version__
 from edgec.errors import ModelError, ProcessLost
+from edgec.files import missing_parents, remove_empty
 from edgec.processes import world_size
 from edgec.training.checkpoint import CHECKPOINT, is_whole
 
@@ -34,7 +34,7 @@ class PassCache:
         self.say, self.trained, self.begun = say, False, False
         self.folder = out.parent / f".{out.name}.passes"
         self.resume, self.writes = resume, writes
-        self.made = [parent for parent in out.parents if not parent.exists()]
+        self.made = missing_parents(out)
 
     def begin(self) -> None:
         """Without resume, what an earlier run has left goes."""
@@ -105,9 +105,7 @@ class PassCache:
                 self.say("what was trained is kept: with --resume the next run takes it up")
             else:
                 self.clear()
-                with suppress(OSError):  # what was made for nothing goes, unless something else came there
-                    for parent in self.made:
-                        parent.rmdir()
+                remove_empty(self.made)
 
     def clear(self) -> None:
         if self.writes:

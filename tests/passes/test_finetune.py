@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -206,8 +206,9 @@ def test_a_frozen_encoder_drops_nothing_out(
         return of(self, part, batch)
 
     monkeypatch.setattr(Supervised, "__call__", spy)
-    for train in ("head", "all"):
-        step = Finetune(task="text-classification", train=train, steps=1)  # type: ignore[arg-type]
+    trained: tuple[Literal["head", "all"], ...] = ("head", "all")
+    for train in trained:
+        step = Finetune(task="text-classification", train=train, steps=1)
         after = run_pass(step, sentences, context(tmp_path, ROWS["text-classification"]))
         assert not after.parts["encoder"].training
     assert seen == {(True, False), (True, True)}
