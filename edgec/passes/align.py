@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 from edgec.errors import DataError, PassError, UserError
-from edgec.passes.learn import require_train, require_whole
+from edgec.passes.learn import require_length, require_train, require_whole
 from edgec.passes.supervised import MEANINGS, SupervisedOptions, require_taught
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import TrainingOptions
@@ -96,6 +96,7 @@ class Align(SupervisedOptions):
 
     def requires(self, state: ModelState) -> None:
         require_whole(self.name, state)
+        require_length(self.max_length, state)
         task = self.task or state.spec.task
         if task == "fill-mask":
             raise UserError("a model for fill-mask takes no alignment adapter", "name the task to align it for")

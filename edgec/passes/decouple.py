@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from edgec.errors import PassError, UserError
-from edgec.passes.learn import copied, fit, require_float, require_room, require_scored, require_train
+from edgec.passes.learn import copied, fit, require_float, require_length, require_room, require_scored, require_train
 from edgec.processes import is_main
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import MEANINGS, TrainingOptions
@@ -71,6 +71,7 @@ class Decouple(TrainingOptions):
 
     def requires(self, state: ModelState) -> None:
         require_float(self.name, state)
+        require_length(self.max_length, state)
         part: Any = state.parts["encoder"]
         if state.lora is not None:
             raise UserError("the model has LoRA adapters beside its weights", "merge them with fuse-adapters first")
@@ -153,10 +154,10 @@ class Decouple(TrainingOptions):
             return {}
         rows, pad_id = self._rows(after, ctx), int(after.tokenizer.pad_token_id or 0)
         part.seam = with_compression(part, rows, width, pad_id=pad_id)
-        first = explained(part, rows, pad_id=pad_id)
+        first, _ = explained(part, rows, pad_id=pad_id)
         joint = dataclasses.replace(self.trains, steps=self.compression_steps or self.steps)
         learnt = self._trained(after, teacher, rows, ctx, joint, "compression")
-        last, int8 = (explained(part, rows, pad_id=pad_id, int8=rounded) for rounded in (False, True))
+        last, int8 = explained(part, rows, pad_id=pad_id)
         return {
             "width": width,
             "explained_variance": round(first, 4),

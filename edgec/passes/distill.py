@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from edgec.data.examples import Example, Labelled, Question, Tagged, Text
 from edgec.errors import DataError, PassError, UserError
-from edgec.passes.learn import copied, fit, require_float, require_room, require_scored, require_train, require_whole
+from edgec.passes.learn import (
+    copied,
+    fit,
+    require_float,
+    require_length,
+    require_room,
+    require_scored,
+    require_train,
+    require_whole,
+)
 from edgec.passes.supervised import require_scores
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import MEANINGS, TrainingOptions
@@ -105,6 +114,7 @@ class Distill(TrainingOptions):
     def requires(self, state: ModelState) -> None:
         require_whole(self.name, state)
         require_float(self.name, state)
+        require_length(self.max_length, state)
         if state.lora is not None:
             raise UserError("the model has LoRA adapters beside its weights", "merge them with fuse-adapters first")
         if getattr(state.parts["encoder"], "adapter", None) is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from edgec.errors import PassError, UserError
-from edgec.passes.learn import fit, require_float
+from edgec.passes.learn import fit, require_float, require_length
 from edgec.passes.supervised import MEANINGS, SupervisedOptions, lesson, require_one_label, require_taught
 from edgec.state import ModelState, PassContext, PassResult
 
@@ -28,6 +28,7 @@ class Finetune(SupervisedOptions):
 
     def requires(self, state: ModelState) -> None:
         require_float(self.name, state)
+        require_length(self.max_length, state)
         if state.lora is not None:
             raise UserError("the model has LoRA adapters beside its weights", "merge them with fuse-adapters first")
 

@@ -28,6 +28,16 @@ def require_room(max_length: int | None) -> None:
         raise ValueError(f"max_length should be at least {LEAST_LENGTH} tokens, not {max_length}")
 
 
+def require_length(max_length: int | None, state: ModelState) -> None:
+    """Raises UserError for rows that are longer than those the model reads."""
+    limit = state.spec.max_length
+    if max_length is not None and max_length > limit:
+        raise UserError(
+            f"max_length: {max_length} tokens are more than the {limit} that this model reads",
+            "lower it, or leave it out: a longer text gives several rows, or is cut there",
+        )
+
+
 def require_train(name: str, ctx: PassContext) -> None:
     """Raises DataError where there are no labelled rows."""
     if not ctx.data.train:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgec.errors import PassError, UserError
-from edgec.passes.learn import fit, require_float, require_whole
+from edgec.passes.learn import fit, require_float, require_length, require_whole
 from edgec.passes.supervised import MEANINGS, SupervisedOptions, lesson, require_one_label, require_taught
 from edgec.state import ModelState, PassContext, PassResult
 
@@ -51,6 +51,7 @@ class Lora(SupervisedOptions):
     def requires(self, state: ModelState) -> None:
         require_whole(self.name, state)
         require_float(self.name, state)
+        require_length(self.max_length, state)
         if state.lora is not None:
             raise UserError("the model has LoRA adapters already", "merge them with fuse-adapters first")
         require_dense(state, self._targets(state.parts["encoder"]))

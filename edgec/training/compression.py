@@ -40,22 +40,25 @@ def with_compression(part: Any, rows: Sequence[TrainingRow], width: int, *, pad_
     return seam
 
 
-def explained(part: Any, rows: Sequence[TrainingRow], *, pad_id: int, int8: bool = False) -> float:
+def explained(part: Any, rows: Sequence[TrainingRow], *, pad_id: int) -> tuple[float, float]:
     """The share of the states' variance that compression keeps, on `rows`: 1 - squared error / variance.
 
-    int8: with the kept states rounded to a scale a token, as the passage store does.
+    The second with the kept states rounded to int8 with a scale a token, as the passage store does.
     """
-    error, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    sums, count = torch.zeros(part.hidden_size, dtype=torch.float64), 0
-    for hidden in _states(part, rows, pad_id):
-        kept = part.seam.compress(hidden)
-        if int8:
-            kept = torch.from_numpy(dequantize(*quantize(kept.detach().numpy())))
-        error = error + (part.seam.decompress(kept) - hidden).double().square().sum()
-        squares, sums = squares + hidden.double().square().sum(), sums + hidden.double().sum(0)
-        count += len(hidden)
+    errors = torch.zeros(2, dtype=torch.float64)
+    squares, sums = torch.zeros((), dtype=torch.float64), torch.zeros(part.hidden_size, dtype=torch.float64)
+    count = 0
+    with torch.no_grad():
+        for hidden in _states(part, rows, pad_id):
+            kept = part.seam.compress(hidden)
+            rounded = torch.from_numpy(dequantize(*quantize(kept.numpy())))
+            given = (part.seam.decompress(states) for states in (kept, rounded))
+            errors += torch.stack([(states - hidden).double().square().sum() for states in given])
+            squares, sums = squares + hidden.double().square().sum(), sums + hidden.double().sum(0)
+            count += len(hidden)
     variance = squares - (sums / count).square().sum() * count
-    return float((1 - error / variance).detach())
+    first, second = (1 - errors / variance).tolist()
+    return first, second
 
 
 def _moments(part: Any, rows: Sequence[TrainingRow], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, int]:
