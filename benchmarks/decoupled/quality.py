@@ -2,8 +2,9 @@
 accuracy on sentence pairs.
 
 The teacher is trained once a seed, at the rate that is best on half of dev after some steps; every decoupled model
-learns from it for as many steps. Told is the other half of dev. Nothing trains with dropout, which costs a fourth of
-the time of a step here. Every cell is kept in FILE.cells.jsonl: a run that is stopped goes on.
+learns from it for as many steps, at that rate unless another is asked for. Told is the other half of dev. Nothing
+trains with dropout, which costs a fourth of the time of a step here. Every cell is kept in FILE.cells.jsonl: a run that
+is stopped goes on.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ SETTINGS: Final = (
     "on",
     "steps",
     "rates",
+    "decoupled_rate",
     "choose_steps",
     "compression_steps",
     "batch",
@@ -60,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on", choices=MATERIALS, default="squad2")
     parser.add_argument("--steps", type=int, default=2000, help="of the teacher, and of each decoupled model")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of which one is chosen")
+    parser.add_argument("--decoupled-rate", type=float, help="of the decoupled models; default the teacher's")
     parser.add_argument("--choose-steps", type=int, default=120, help="after which the teacher's rate is chosen")
     parser.add_argument("--compression-steps", type=int, help="more of them with compression; default half as many")
     parser.add_argument("--batch", type=int, default=16)
@@ -167,7 +170,7 @@ def _decoupled(options: argparse.Namespace, seed: int, split: int, compression: 
         compression_steps=None if compression is None else options.compression_steps or max(1, options.steps // 2),
         contrastive=options.contrastive,
         batch_size=options.batch,
-        learning_rate=_best(options),
+        learning_rate=options.decoupled_rate or _best(options),
         max_length=options.max_length,
         checks=4,
     )
