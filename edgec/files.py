@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -68,6 +68,25 @@ def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
         remove_empty(made)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all; its folder is made.
+
+    What is no file (a device, a pipe) is written into, and a link stays one. Raises SystemFailure.
+    """
+    with _as_system_failure(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path = path.resolve() if path.is_symlink() else path
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def missing_parents(out: Path) -> list[Path]:
     """The folders that have to be made for `out`, the innermost first."""
     return [parent for parent in out.parents if not parent.exists()]
@@ -134,15 +153,16 @@ def _as_system_failure(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = error.filename or out
+        named = error.filename if isinstance(error.filename, str) else str(out)
+        place = out if Path(named).name.startswith(".") else named  # not a name that only lives while it is written
         if error.errno == errno.ENOSPC:
+            lost = "" if str(place) == str(out) else f"; {out} was not written"
             raise SystemFailure(
-                f"no space left while writing {place}; {out} was not written",
-                "free some space or choose another --out",
+                f"no space left while writing {place}{lost}", "free some space, or write elsewhere"
             ) from error
         raise SystemFailure(
             f"{place}: {error.strerror or error}",
-            "check the path and its permissions, or choose another --out",
+            "check the path and its permissions, or write elsewhere",
         ) from error
 
 

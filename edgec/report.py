@@ -173,7 +173,8 @@ def rows(report: Report) -> list[tuple[str, ...]]:
         metric, was, now = (None, 0, 0) if quality is None else (quality[key] for key in ("metric", "before", "after"))
         told = ["-" if metric is None else f"{metric} {score:.4f}" for score in (was, now)]
         name = f"before {original['before_pass']}"
-        table.append((name, megabytes(original["bytes"]), *["-"] * (place - 2), told[0], "-"))
+        # Its weights alone: a bundle's size counts all its files.
+        table.append((name, f"{megabytes(original['bytes'])} weights", *["-"] * (place - 2), told[0], "-"))
         baseline = (*baseline[:place], told[1], *baseline[place + 1 :])
     table.append(baseline)
     for name, manifest in report.bundles.items():

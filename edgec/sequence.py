@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 AFTER: Final = {
+    "align": tuple(name for name in PASSES if name not in ("distill", "decouple")),
     "quantize": ("align",),
     "decouple": ("finetune", "fuse-adapters", "quantize"),
     "lora": ("align", "fuse-adapters", "trim-vocab"),
 }
 """What can follow a pass whose model the others cannot work on; lora, until its adapters are merged."""
+
+NEVER_AFTER: Final = {("quantize", "align"): ("mode", "joint"), ("align", "prune"): ("structure", "hidden")}
+"""An option with which a pass cannot work on what the one before leaves."""
 
 LEARNING: Final = ("finetune", "lora", "fuse-adapters")
 """Passes after which the model still is the one that is to be made small."""
@@ -94,13 +99,14 @@ def check_asked(asked: Recipe) -> None:
         for name in (field.name for field in dataclasses.fields(step)):
             _require_folder(getattr(step, name), f"{_place(asked, place)}.{name}")
         for _, before in _still_there(asked.passes[:place]):
-            joint = (before.name, config.options.get("mode")) == ("quantize", "joint")
-            if config.name not in AFTER.get(before.name, PASSES) or joint:
-                mode = " with mode: joint" if joint else ""
+            chosen = NEVER_AFTER.get((before.name, config.name))
+            option = None if chosen is None or config.options.get(chosen[0]) != chosen[1] else ": ".join(chosen)
+            if config.name not in AFTER.get(before.name, PASSES) or option is not None:
+                mode = "" if option is None else f" with {option}"
                 raise RecipeError(
                     f"{_place(asked, place)}: cannot work{mode} on the model that {before.name} (line {before.line}) "
                     "leaves",
-                    _remedy(before.name, config.name, joint),
+                    _remedy(before.name, config.name, joint=option == "mode: joint"),
                 )
     for place, config in _still_there(asked.passes):
         lora = any(one.name == "lora" for _, one in _still_there(asked.passes[:place]))
@@ -124,7 +130,7 @@ def _still_there(passes: Sequence[PassConfig]) -> list[tuple[int, PassConfig]]:
     return [(place, config) for place, config in enumerate(passes) if config.name != "lora" or place > fused]
 
 
-def _remedy(before: str, name: str, joint: bool) -> str:
+def _remedy(before: str, name: str, *, joint: bool) -> str:
     if before == "lora":
         return "put fuse-adapters between them"
     if joint:
@@ -171,11 +177,18 @@ def read_data(asked: Recipe, say: Say) -> RecipeData:
     found = RecipeData(calibration, evaluation, training, counts)
     context = PassContext(Path(), found.calibration.texts, data=training)
     for place, step in enumerate(check_passes(asked, PASSES)):
-        try:
+        with _told_where(asked, place):
             step.requires_data(context)
-        except UserError as error:
-            raise type(error)(f"{_place(asked, place)}: {error.message}", error.hint) from None
     return found
+
+
+@contextmanager
+def _told_where(asked: Recipe, place: int) -> Iterator[None]:
+    """Inside, what a pass refuses is told with the place of the pass in the recipe."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{_place(asked, place)}: {error.message}", error.hint) from error
 
 
 def run_passes(asked: Recipe, data: RecipeData, cache: PassCache, work: Path, progress: Progress, say: Say) -> Passed:
@@ -218,7 +231,8 @@ def run_passes(asked: Recipe, data: RecipeData, cache: PassCache, work: Path, pr
             say(f"pass {config.name}{taken_up}")
             folder = cache.training_folder(key)
             context = PassContext(work, data.calibration.texts, asked.seed, progress, data.training, folder, say)
-            state = run_pass(step, state, context)
+            with _told_where(asked, place):
+                state = run_pass(step, state, context)
             cache.put(key, state)
         leave()
     _check(asked, state, state.spec.task)

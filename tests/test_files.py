@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from edgec.errors import DataError, OutputExists, SystemFailure
-from edgec.files import atomic_folder, require_free
+from edgec.files import atomic_folder, require_free, write_whole
 
 
 def listing(folder: Path) -> list[str]:
@@ -154,3 +155,22 @@ def test_where_locks_cannot_be_had_nothing_is_removed_and_nobody_refused(
     with atomic_folder(tmp_path / "out") as work:
         (work / "file").touch()
     assert left.is_dir() and (tmp_path / "out" / "file").is_file()
+
+
+def test_a_file_is_written_into_what_is_no_file(tmp_path: Path) -> None:
+    """A pipe or a device stays what it is, and so does a link."""
+    pipe, kept, link = tmp_path / "pipe", tmp_path / "kept", tmp_path / "link"
+    os.mkfifo(pipe)
+    kept.write_text("old")
+    link.symlink_to(kept)
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit(pipe.read_text)
+        write_whole(pipe, "new")
+        assert read.result(60) == "new" and pipe.is_fifo()
+    write_whole(link, "new")
+    assert link.is_symlink() and kept.read_text() == "new"
+    write_whole(tmp_path / "deep" / "file", "new")
+    with pytest.raises(SystemFailure, match=r"^no space left while writing /dev/full$"):
+        write_whole(Path("/dev/full"), "new")
+    assert Path("/dev/full").is_char_device()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "kept", "link", "pipe"]

@@ -151,7 +151,7 @@ def test_what_the_passes_cost_stands_beside_what_rounding_costs() -> None:
     recipe = {"edgec": 1, "budget": {"accuracy_drop": 0.1}}
     report = _report(original=_original(lost), recipe=recipe)
     first, baseline, _, _ = (dict(zip(COLUMNS, row, strict=True)) for row in rows(report))
-    assert (first["bundle"], first["MB"], first["quality"]) == ("before prune", "120.0", "span_f1 0.6100")
+    assert (first["bundle"], first["MB"], first["quality"]) == ("before prune", "120.0 weights", "span_f1 0.6100")
     assert (baseline["bundle"], baseline["quality"]) == ("fp32 baseline", "span_f1 0.5200")
     assert {len(row) for row in rows(report)} == {len(COLUMNS)}
     assert report.data["original"]["quality"]["groups"]["yor"]["drop"] == 0.12
@@ -166,7 +166,7 @@ def test_what_the_passes_cost_stands_beside_what_rounding_costs() -> None:
 def test_models_that_do_not_compare_have_their_sizes() -> None:
     report = _report(original=_original(None))
     first, baseline, _, _ = (dict(zip(COLUMNS, row, strict=True)) for row in rows(report))
-    assert (first["MB"], first["quality"], baseline["quality"]) == ("120.0", "-", "-")
+    assert (first["MB"], first["quality"], baseline["quality"]) == ("120.0 weights", "-", "-")
     assert report.data["original"]["reason"] == "the model had other labels then"
     assert warnings(report) == []
 

@@ -100,6 +100,13 @@ def test_the_passes_compose(recipe: Recipe, whole: ModelState, here: Target, tmp
     assert manifest.parts[0].precision == "int8"
 
 
+def test_what_only_the_model_tells_is_told_with_the_pass(recipe: Recipe, tmp_path: Path) -> None:
+    passes = "[{finetune: {task: text-classification, steps: 1}}, {prune: {structure: layers, keep: 9}}]"
+    asked = load_recipe(recipe.source_path, overrides=[f"passes={passes}"])
+    with pytest.raises(UserError, match=r"^--set .*: passes\.1\.prune: keep is 9, and there are only "):
+        run(asked, tmp_path)
+
+
 def test_a_run_killed_at_every_pass_ends_the_same(recipe: Recipe, whole: ModelState, tmp_path: Path) -> None:
     names = [record.name for record in whole.history]
     for place, name in enumerate(names):
@@ -210,6 +217,16 @@ def test_which_pass_makes_it_another_model(recipe: Recipe, passes: str, place: i
             "[quantize, {align: {large: MODEL, mode: joint}}]",
             "align: cannot work with mode: joint on the model that quantize",
             "mode: frozen",
+        ),
+        (
+            "[{align: {large: MODEL}}, {prune: {structure: hidden, ratio: 0.5}}]",
+            "prune: cannot work with structure: hidden on the model that align",
+            "put it before align",
+        ),
+        (
+            "[{align: {large: MODEL}}, {distill: {keep: 1}}]",
+            "distill: cannot work on the model that align",
+            "put it before align",
         ),
         ("[quantize, finetune]", "finetune: cannot work on the model that quantize", "put it before quantize"),
         ("[{align: {large: ./nowhere}}]", r"passes\.0\.align\.large: there is no folder ./nowhere", "check the path"),

@@ -16,6 +16,7 @@ import typer
 from edgec_runtime.cpu import MOST_THREADS
 
 from edgec.errors import SystemFailure
+from edgec.files import write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -151,16 +152,7 @@ def write_json(path: Path, data: Any) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():  # a pipe, /dev/stderr
-        path.write_text(text, encoding="utf-8")
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text)
 
 
 def json_option(help: str) -> Any:

@@ -6,6 +6,7 @@ system failed, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -128,7 +129,8 @@ def invoke(args: list[str]) -> int:
         return _fail(error.message, error.hint, error.exit_code)
     except OSError as error:
         _traceback_if_wanted()
-        where = f"{error.filename}: " if error.filename else ""
+        place = error.filename or ("stdout" if error.errno == errno.ENOSPC else "")
+        where = f"{place}: " if place else ""
         return _fail(f"{where}{error.strerror or error}", "check the path, its permissions and the free space", 3)
     except Exception as error:
         # Typer's own usage errors: it vendors click, so they are recognised by what they can do.

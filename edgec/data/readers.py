@@ -99,7 +99,7 @@ class Examples(DataFile[Example]):
         values = row.values
         for column in (text, self.text_pair):
             if column is not None and not isinstance(values.get(column), str):
-                return Malformed(row.line, f"{column!r} is not a text")
+                return Malformed(row.line, f"{column!r} is {'not a text' if column in values else 'missing'}")
         for column in self.group_by:
             if not isinstance(values.get(column), str | int | float):
                 return Malformed(row.line, f"{column!r} is neither a text nor a number")

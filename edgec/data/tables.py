@@ -76,6 +76,9 @@ def _table(lines: Iterator[tuple[int, list[str] | str]], named: Sequence[str]) -
         if header is None:
             if not named or not all(name.isdecimal() for name in named) or set(named) <= set(fields):
                 header = fields
+                if twice := [name for place, name in enumerate(fields) if name in fields[:place]]:
+                    yield Row(number, problem=f"the header names the column {twice[0]!r} twice")
+                    return
                 continue
             header = [str(column) for column in range(len(fields))]
         if len(fields) == len(header):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,7 +71,10 @@ def save_build(state: ModelState, folder: Path) -> None:
         if part.seam is not None:
             save_tensors(part.seam.state_dict(), folder / SEAM_FILE)
         contents = _describe(state, folder)
-        (folder / BUILD_FILE).write_text(_canonical(contents), encoding="utf-8")
+        described = folder / BUILD_FILE
+        described.write_text(_canonical(contents), encoding="utf-8")
+        for file in folder.glob("*.safetensors"):  # written for their owner alone
+            file.chmod(stat.S_IMODE(described.stat().st_mode))
     except (OSError, SafetensorError) as error:
         raise SystemFailure(
             f"the model cannot be written to {folder}: {first_line(error)}",

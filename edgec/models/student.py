@@ -147,7 +147,7 @@ def require_same_vocabulary(one: ModelState, other: ModelState, source: str) -> 
         such = f": {len(apart)} tokens differ, such as {apart[0]!r}" if apart else ": it pads with another token"
         raise ModelError(
             f"{source} has another vocabulary than {other.spec.name}{such}",
-            "both models read the same ids: take models with one tokenizer",
+            "both models read the same ids: take models with one tokenizer, and put trim-vocab after this pass",
         )
 
 

@@ -7,12 +7,12 @@ imported when a page is made.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgec.errors import UserError
+from edgec.files import write_whole
 
 from .reading import read_report, require_schema
 
@@ -22,22 +22,15 @@ __all__ = ["read_report", "write_page"]
 def write_page(reports: Sequence[tuple[Path, Mapping[str, Any]]], out: Path) -> None:
     """Write the page about `reports`, (folder of the build, content of its report.json), to the file `out`.
 
-    The page appears whole or not at all. Raises UserError for a report that the page cannot be made from, and OSError
-    where `out` cannot be written.
+    The page appears whole or not at all. Raises UserError for a report that the page cannot be made from, and
+    SystemFailure where `out` cannot be written.
     """
     from .html import render
 
     builds = [(folder, _as_written(data)) for folder, data in reports]
     for folder, data in builds:
         require_schema(data, folder)
-    page = render(builds)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(out, render(builds))
 
 
 def _as_written(data: Mapping[str, Any]) -> Any:

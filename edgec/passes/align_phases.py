@@ -58,6 +58,8 @@ class Phases:
         self.after, self.lesson = self._prepared()
         self.part: Any = self.after.parts["encoder"]
         self.new_head = self._attach()
+        if self.new_head and state.spec.task == self.after.spec.task:
+            ctx.say(f"align: the head for {state.spec.task} begins anew, as it reads other states than before")
         self.work = self.after
         self.decision = None
         if state.quantization is not None:
@@ -163,6 +165,11 @@ class Phases:
                     f"{source} is a model for {task}, and its head serves nothing else", "train a new one: head: new"
                 )
             own = self.before.spec
+            if task == "feature-extraction" and own.task != task:
+                raise UserError(
+                    f"{source} has no head: it is a model for {task}",
+                    f"name one that was fine-tuned for {own.task}, or train a new head: head: new",
+                )
             if self.before.lora is not None and (task, found.spec.labels) != (own.task, own.labels):
                 raise UserError(
                     f"the model has LoRA adapters, which learnt another task than {source}, or other labels",
@@ -256,7 +263,7 @@ class Phases:
 
     @cached_property
     def _featurizer(self) -> Featurizer:
-        return Featurizer(self.after, max_length=self.length)
+        return Featurizer(self.after, max_length=self.length, say=self.ctx.say)
 
     def _learns(self, phase: int) -> Callable[[str], bool]:
         """Which parameters of the part learn, by name."""

@@ -169,7 +169,7 @@ class Decouple(TrainingOptions):
     def _rows(self, state: ModelState, ctx: PassContext) -> list[Any]:
         from edgec.training.features import Featurizer
 
-        return Featurizer(state, max_length=self.max_length).labelled(ctx.data.train)
+        return Featurizer(state, max_length=self.max_length, say=ctx.say).labelled(ctx.data.train)
 
     def _trained(
         self,

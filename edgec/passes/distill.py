@@ -149,7 +149,7 @@ class Distill(TrainingOptions):
             seed=ctx.seed,
         )
         terms = Terms(objective)
-        rows = self._rows(Featurizer(after, max_length=length), after, ctx)
+        rows = self._rows(Featurizer(after, max_length=length, say=ctx.say), after, ctx)
         trained = fit(
             after, rows, objective, self.trains, _with_fitting(ctx, after), label="distill", callbacks=[terms]
         )

@@ -60,5 +60,6 @@ def kept_in_float(
     if not used:
         return "not used by this task"
     if isinstance(module, nn.Linear) and module.out_features < min(SMALL_HEAD, module.in_features):
-        return f"{module.out_features} outputs, as of a task head: next to no work, and a head's error is the answer's"
+        few = f"{module.out_features} outputs, fewer than {SMALL_HEAD}"
+        return f"{few}, as a task head has: next to no work, and a head's error is the answer's"
     return None

@@ -105,7 +105,7 @@ def training_texts(ctx: PassContext) -> tuple[Text, ...]:
 
 def _aim(state: ModelState, student: Any, ctx: PassContext) -> tuple[Objective, Sequence[TrainingRow], str]:
     """What is minimised, on which rows, and its name in the report."""
-    featurizer = Featurizer(state)
+    featurizer = Featurizer(state, say=ctx.say)
     if ctx.data.train and state.spec.task in LABELLED_TASKS:
         return Supervised(multi_label=state.spec.multi_label), featurizer.labelled(ctx.data.train), "labels"
     (teacher,) = state.parts.values()

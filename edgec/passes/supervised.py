@@ -109,6 +109,9 @@ def lesson(options: SupervisedOptions, state: ModelState, ctx: PassContext) -> L
     made = with_head(
         state, task, labels=labels, multi_label=options.multi_label, pairs=pairs or state.spec.pairs, seed=ctx.seed
     )
+    folded = Counter(label.lower() for label in labels or ())
+    if alike := [label for label in labels or () if folded[label.lower()] > 1]:
+        ctx.say(f"the labels {', '.join(map(repr, alike))} differ by case alone: they are labels of their own")
     weighted = options.class_weights == "balanced"
     objective = Supervised(
         multi_label=made.spec.multi_label,
@@ -117,7 +120,9 @@ def lesson(options: SupervisedOptions, state: ModelState, ctx: PassContext) -> L
     )
     heads = [(spec.task, spec.labels, spec.multi_label) for spec in (state.spec, made.spec)]
     new_head = heads[0] != heads[1] and task != "feature-extraction"
-    return Lesson(made, Featurizer(made, max_length=options.max_length).labelled(examples), objective, new_head)
+    return Lesson(
+        made, Featurizer(made, max_length=options.max_length, say=ctx.say).labelled(examples), objective, new_head
+    )
 
 
 def require_one_label(options: SupervisedOptions, examples: Sequence[Labelled]) -> None:

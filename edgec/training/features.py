@@ -5,7 +5,8 @@ Texts go through the runtime's own Encoder: the same pieces, the same cuts and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,10 +60,13 @@ class TrainingRow:
 class Featurizer:
     """Makes rows for the model of `state`, as its bundle would.
 
-    max_length: tokens a row at most, None: the model's. Raises DataError where an example does not fit the task.
+    max_length: tokens a row at most, None: the model's. say: told of texts that are cut. Raises DataError where an
+    example does not fit the task.
     """
 
-    def __init__(self, state: ModelState, *, max_length: int | None = None) -> None:
+    def __init__(
+        self, state: ModelState, *, max_length: int | None = None, say: Callable[[str], None] = lambda line: None
+    ) -> None:
         preprocessing = describe(state).preprocessing
         if max_length is not None and max_length < preprocessing.max_length:
             stride = min(preprocessing.stride, max_length // 4)
@@ -71,17 +75,37 @@ class Featurizer:
         self.spec = state.spec
         self.pad_id = preprocessing.pad_id
         self._labels = {label: index for index, label in enumerate(state.spec.labels or ())}
+        self._say, self._told = say, ""
 
     def labelled(self, examples: Sequence[Labelled]) -> list[TrainingRow]:
         """Rows with targets; a long sentence or context gives several."""
-        return [row for example in examples for row in self._rows(example)]
+        with self._telling(len(examples)):
+            return [row for example in examples for row in self._rows(example)]
 
     def texts(self, texts: Sequence[Text]) -> list[TrainingRow]:
         """Rows without targets. A pair is one row where the model reads pairs, else two."""
-        if self.spec.pairs:
-            return [_row(row) for text in texts for row in self._request(text).rows]
-        singles = [single for text in texts for single in (text if isinstance(text, tuple) else (text,))]
-        return [_row(row) for text in singles for row in self.encoder.single(text).rows]
+        with self._telling(len(texts)):
+            if self.spec.pairs:
+                return [_row(row) for text in texts for row in self._whole(self._request(text))]
+            singles = [single for text in texts for single in (text if isinstance(text, tuple) else (text,))]
+            return [_row(row) for text in singles for row in self._whole(self.encoder.single(text))]
+
+    @contextmanager
+    def _telling(self, count: int) -> Iterator[None]:
+        """Inside, texts that are cut are counted; told is it once, however often they are read."""
+        self._cut = 0
+        yield
+        told = (
+            f"{self._cut} of {count} texts to train on are longer than {self.encoder.limits.max_length} tokens: they "
+            "are cut there"
+        )
+        if self._cut and told != self._told:
+            self._say(told)
+            self._told = told
+
+    def _whole(self, encoded: Encoded) -> Sequence[Row]:
+        self._cut += encoded.dropped > 0
+        return encoded.rows
 
     def _rows(self, example: Labelled) -> list[TrainingRow]:
         task = self.spec.task
@@ -90,10 +114,12 @@ class Featurizer:
         if task == "question-answering" and isinstance(example, Question):
             return self._question(example)
         if task == "text-classification" and isinstance(example, Example):
-            (row,) = self._request(example.request).rows
+            (row,) = self._whole(self._request(example.request))
             return [_row(row, {"label": self._label(example)})]
         if task == "feature-extraction" and isinstance(example, Example) and example.text_pair is not None:
-            first, second = (self.encoder.single(text).rows[0] for text in (example.text, example.text_pair))
+            sides = [self.encoder.single(text) for text in (example.text, example.text_pair)]
+            self._cut += any(side.dropped for side in sides)
+            first, second = (side.rows[0] for side in sides)
             return [TrainingRow(first.ids, first.type_ids, {"score": _score(example)}, _row(second))]
         raise DataError(
             f"{_SHOWN[type(example)]} cannot train a model for {task}",
@@ -137,7 +163,7 @@ class Featurizer:
         encoded = self.encoder.pair_windows(question.question, question.context)
         span = _answer_tokens(question, encoded)
         rows = []
-        for row in encoded.rows:
+        for row in self._whole(encoded):
             start = end = 0
             if span is not None and row.first <= span[0] and span[1] < row.first + row.count:
                 start, end = (row.start + token - row.first for token in span)

@@ -53,6 +53,16 @@ def test_parquet(tmp_path: Path) -> None:
     assert found[-1].groups == {"lang": "de"} and found[-1].line == count
 
 
+def test_a_column_that_is_named_twice_or_not_there(tmp_path: Path) -> None:
+    for name, sign in (("d.csv", ","), ("d.tsv", "\t")):
+        file = write(tmp_path, name, sign.join(("text", "text", "label")).encode() + b"\n")
+        with pytest.raises(DataError, match=rf"{name}:1: the header names the column 'text' twice"):
+            list(read_examples(file, label="label"))
+    file = write(tmp_path, "d.jsonl", b'{"text": "a", "label": 1}\n{"txt": "b", "label": 1}\n')
+    with pytest.raises(DataError, match=r"d\.jsonl:2: 'text' is missing"):
+        list(read_examples(file, label="label"))
+
+
 def test_malformed_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet_file(tmp_path, text=["a", None], label=[["x", "y"], []])
     rows = read_examples(path, label="label", on_error="skip")

@@ -229,6 +229,23 @@ def test_the_large_models_head_serves(family: str, tmp_path: Path) -> None:
         run_pass(Align(large=str(other), head="large", task=TAGS, **FEW), before, context(tmp_path))
 
 
+def test_a_large_model_without_a_head_has_none_to_serve(small: ModelState, tmp_path: Path) -> None:
+    ctx = context(tmp_path)
+    tagger = run_pass(Finetune(task=TAGS, steps=1, batch_size=3), small, ctx)
+    encoder = str(tiny("bert", "feature-extraction", tmp_path / "encoder"))
+    with pytest.raises(UserError, match="encoder has no head: it is a model for feature-extraction"):
+        run_pass(Align(large=encoder, head="large", **FEW), tagger, ctx)
+
+
+def test_a_head_that_is_lost_is_told(small: ModelState, large: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    ctx = dataclasses.replace(context(tmp_path), say=said.append)
+    tagger = run_pass(Finetune(task=TAGS, steps=1, batch_size=3), small, ctx)
+    for before in (small, tagger):
+        run_pass(Align(large=large, phases=(3,), task=TAGS, **FEW), before, ctx)
+    assert said == ["align: the head for token-classification begins anew, as it reads other states than before"]
+
+
 @pytest.mark.parametrize("mode", ["frozen", "joint"])
 def test_on_lora(mode: Any, small: ModelState, large: str, tmp_path: Path) -> None:
     ctx = context(tmp_path)

@@ -153,6 +153,16 @@ def test_labels_are_in_order(
     assert tuple(config.id2label[i] for i in range(len(expected))) == expected
 
 
+def test_labels_that_differ_by_case_alone_are_told(tmp_path: Path, sentences: ModelState) -> None:
+    said: list[str] = []
+    rows = tuple(Example("Ada works", None, label) for label in ("food", "Food", "sport"))
+    taught = lesson(
+        Finetune(task="text-classification"), sentences, dataclasses.replace(context(tmp_path, rows), say=said.append)
+    )
+    assert taught.state.spec.labels == ("Food", "food", "sport")
+    assert said == ["the labels 'Food', 'food' differ by case alone: they are labels of their own"]
+
+
 def test_labels_may_be_named(tmp_path: Path, sentences: ModelState) -> None:
     named = ("loud", "odd", "quiet")
     step = Finetune(task="text-classification", labels=named, **FAST)

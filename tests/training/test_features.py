@@ -68,6 +68,22 @@ def test_windows_of_a_long_sentence_hold_every_word(family: str, tmp_path: Path)
     assert reached == len(ids)
 
 
+def test_texts_that_are_cut_are_told_once(tmp_path: Path) -> None:
+    """A score after the best training on half a text would be put down to the training."""
+    said: list[str] = []
+    long, short = " ".join(WORDS), "Yes."
+    texts = Featurizer(model("text-classification", tmp_path / "one"), max_length=16, say=said.append)
+    rows = [Example(text, None, "neutral") for text in (long, short, long)]
+    assert {len(row) for row in texts.labelled(rows)} == {16, len(texts.texts([short])[0])}
+    texts.labelled(rows)
+    pairs = Featurizer(model("feature-extraction", tmp_path / "two"), max_length=16, say=said.append)
+    pairs.labelled([Example(short, long, "1")])
+    tags = Featurizer(model("token-classification", tmp_path / "three"), max_length=16, say=said.append)
+    tags.labelled([Tagged(tuple(WORDS), ("O",) * len(WORDS))])  # windows hold it whole
+    cut = "texts to train on are longer than 16 tokens: they are cut there"
+    assert said == [f"2 of 3 {cut}", f"1 of 1 {cut}"]
+
+
 def test_a_window_without_a_labelled_token_is_no_row(tmp_path: Path) -> None:
     state = model("token-classification", tmp_path)
     # One word of 100 letters, of which only the first has a label.
