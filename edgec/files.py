@@ -71,12 +71,11 @@ def atomic_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all; its folder is made.
 
-    What is no file (a device, a pipe) is written into, and a link stays one. Raises SystemFailure.
+    A device, a pipe and what a link leads to (/dev/stdout) are written into. Raises SystemFailure.
     """
     with _as_system_failure(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path = path.resolve() if path.is_symlink() else path
-        if path.exists() and not path.is_file():
+        if path.is_symlink() or (path.exists() and not path.is_file()):
             path.write_text(text, encoding="utf-8")
             return
         partial = path.with_name(f".{path.name}.{os.getpid()}")
