@@ -151,6 +151,8 @@ def _existing_parent(path: Path) -> Path:
 def _as_system_failure(out: Path) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:  # its reader has what it wanted
+        raise
     except OSError as error:
         named = error.filename if isinstance(error.filename, str) else str(out)
         place = out if Path(named).name.startswith(".") else named  # not a name that only lives while it is written
