@@ -167,6 +167,10 @@ def test_refusals(tmp_path: Path, embedder_bundle: Path, classifier: Path) -> No
     data, _ = similarity_file(tmp_path)
     with pytest.raises(UserError, match="no second text"):
         evaluate(embedder_bundle, data, text="sentence1")
+    texts = write_csv(tmp_path / "texts.csv", ["text", "label"], [("a", "b")])
+    with pytest.raises(DataError, match="no column 'score'") as refused:
+        evaluate(embedder_bundle, texts)
+    assert "the model is one for feature-extraction" in refused.value.hint
     with pytest.raises(DataError, match="is not a number"):
         evaluate(embedder_bundle, data, text="sentence1", text_pair="sentence2", label="sentence1")
     with pytest.raises(DataError, match="no column 'label'"):

@@ -27,6 +27,7 @@ GroupMetrics = dict[str, float | int | None]
 
 DEFAULT_LABEL: Final = "label"
 DEFAULT_SCORE: Final = "score"
+_ENCODER: Final = "the model is one for feature-extraction, which is scored on pairs of texts with a score"
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,23 @@ def evaluate(
             raise UserError(
                 f"null answers are for question-answering, and the model does {loaded.manifest.task}", "leave them out"
             )
-        found = read_rows(
-            data,
-            format=format,
-            text=text,
-            text_pair=text_pair,
-            label=label or _default_label(loaded.manifest.task, data, format),
-            label_separator=label_separator,
-            group_by=group_by,
-            rows=rows,
-            first_row=first_row,
-            on_error=on_error,
-        )
+        try:
+            found = read_rows(
+                data,
+                format=format,
+                text=text,
+                text_pair=text_pair,
+                label=label or _default_label(loaded.manifest.task, data, format),
+                label_separator=label_separator,
+                group_by=group_by,
+                rows=rows,
+                first_row=first_row,
+                on_error=on_error,
+            )
+        except DataError as error:
+            if label is not None or repr(DEFAULT_SCORE) not in error.message:
+                raise
+            raise DataError(error.message, f"{error.hint}; {_ENCODER}") from None
         where = ", ".join(map(str, data.values())) if isinstance(data, Mapping) else str(data)
         of = measure(loaded, found.examples, where=where, null_answers=null_answers, progress=progress)
     finally:
