@@ -150,6 +150,7 @@ def _rows(task: Task) -> dict[str, Callable[[Path, Task, int], ModelState]]:
     if not task.full:
         return rows
     rows |= {
+        "joint W-5 without phases 1 and 2, best rate": partial(_unaligned, window=5, rate=None),
         "large, fine-tuned": _large,
         "linear head on the frozen model": _linear,
         "plain, as many parameters (4 layers), best rate": partial(_plain, rate=None, keep=4),
@@ -165,7 +166,6 @@ def _rows(task: Task) -> dict[str, Callable[[Path, Task, int], ModelState]]:
     rows["int8, plain"] = _int8
     rows["int8, plain, twice the steps"] = _int8_longer
     rows["int8, plain, frozen W-5 on it"] = _aligned_int8
-    rows["joint W-5 without phases 1 and 2, best rate"] = partial(_unaligned, window=5, rate=None)
     return rows
 
 
