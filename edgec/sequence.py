@@ -99,14 +99,14 @@ def check_asked(asked: Recipe) -> None:
         for name in (field.name for field in dataclasses.fields(step)):
             _require_folder(getattr(step, name), f"{_place(asked, place)}.{name}")
         for _, before in _still_there(asked.passes[:place]):
-            chosen = NEVER_AFTER.get((before.name, config.name))
-            option = None if chosen is None or config.options.get(chosen[0]) != chosen[1] else ": ".join(chosen)
-            if config.name not in AFTER.get(before.name, PASSES) or option is not None:
-                mode = "" if option is None else f" with {option}"
+            option, value = NEVER_AFTER.get((before.name, config.name), ("", ""))
+            never = bool(option) and config.options.get(option) == value
+            if config.name not in AFTER.get(before.name, PASSES) or never:
+                mode = f" with {option}: {value}" if never else ""
                 raise RecipeError(
                     f"{_place(asked, place)}: cannot work{mode} on the model that {before.name} (line {before.line}) "
                     "leaves",
-                    _remedy(before.name, config.name, joint=option == "mode: joint"),
+                    _remedy(before.name, config.name, joint=never and value == "joint"),
                 )
     for place, config in _still_there(asked.passes):
         lora = any(one.name == "lora" for _, one in _still_there(asked.passes[:place]))

@@ -75,7 +75,7 @@ class Featurizer:
         self.spec = state.spec
         self.pad_id = preprocessing.pad_id
         self._labels = {label: index for index, label in enumerate(state.spec.labels or ())}
-        self._say, self._told = say, ""
+        self._say, self._told, self._cut = say, "", 0
 
     def labelled(self, examples: Sequence[Labelled]) -> list[TrainingRow]:
         """Rows with targets; a long sentence or context gives several."""
