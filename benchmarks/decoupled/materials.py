@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from benchmarks.papers.data import train_questions
 from edgec.data.examples import Example
 from edgec.data.load import read_rows
 from edgec.models.torch_model import torch_model
-from edgec.scoring import score
+from edgec.scoring import measure
 from edgec.state import ModelState
 
 SIMILAR: Final = 3.0
@@ -24,13 +24,14 @@ SIMILAR: Final = 3.0
 @dataclass(frozen=True)
 class Material:
     """head: the task. train: its rows, of a folder of data sets. dev: its rows there, half 0 to choose by, half 1 to
-    tell. scores: of a model on rows, in per cent. figures: what `scores` gives; the first is chosen by and drawn.
+    tell. scores: of a model on rows, in per cent. figures: what `scores` gives, and beside them, as `each`, the first
+    figure of each row that has it; the first is chosen by and drawn.
     """
 
     head: Literal["question-answering", "text-classification"]
     train: Callable[[Path], tuple[Any, ...]]
     dev: Callable[[Path, int], tuple[Any, ...]]
-    scores: Callable[[ModelState, Sequence[Any]], dict[str, float]]
+    scores: Callable[[ModelState, Sequence[Any]], dict[str, Any]]
     figures: dict[str, str]
     paper: str
 
@@ -46,13 +47,23 @@ def dev_questions(data: Path, half: int) -> tuple[Any, ...]:
     return tuple(read_rows(data / "squad2" / "dev-a.json.gz", format="squad").examples[half::2])
 
 
-def answers(state: ModelState, rows: Sequence[Any]) -> dict[str, float]:
-    """has_answer_f1: of the questions that have an answer, where one has to be given."""
+def answers(state: ModelState, rows: Sequence[Any]) -> dict[str, Any]:
+    """has_answer_f1: of the questions that have an answer, where one has to be given; `each` is of them."""
+    answered = [row for row in rows if row.answers]
     with torch_model(state) as model:
-        found = score(model, rows, where="dev-a", null_answers=True)
-        forced = score(model, [row for row in rows if row.answers], where="dev-a", null_answers=False)
-    figures = {"has_answer_f1": forced["f1"], "f1": found["f1"], "always_null_f1": found["always_null_f1"]}
-    return {name: round(100 * value, 2) for name, value in figures.items()}
+        found = measure(model, rows, where="dev-a", null_answers=True)(range(len(rows)))
+        forced = measure(model, answered, where="dev-a", null_answers=False)
+    figures = {
+        "has_answer_f1": forced(range(len(answered)))["f1"],
+        "f1": found["f1"],
+        "always_null_f1": found["always_null_f1"],
+    }
+    return _in_percent(figures, [forced([at])["f1"] for at in range(len(answered))])
+
+
+def _in_percent(figures: Mapping[str, float | None], each: Sequence[float | None]) -> dict[str, Any]:
+    found: dict[str, Any] = {name: round(100 * (value or 0.0), 2) for name, value in figures.items()}
+    return {**found, "each": [round(100 * (value or 0.0), 1) for value in each]}
 
 
 @cache
@@ -71,12 +82,13 @@ def dev_pairs(data: Path, half: int) -> tuple[Any, ...]:
     return pairs(data, "dev.csv")[half::2]
 
 
-def accuracy(state: ModelState, rows: Sequence[Any]) -> dict[str, float]:
+def accuracy(state: ModelState, rows: Sequence[Any]) -> dict[str, Any]:
     """always_one: the accuracy of always saying what is said most often."""
     with torch_model(state) as model:
-        found = score(model, rows, where="dev")
+        found = measure(model, rows, where="dev")
     most = max(Counter(row.label for row in rows).values()) / len(rows)
-    return {"accuracy": round(100 * found["accuracy"], 2), "always_one": round(100 * most, 2)}
+    figures = {"accuracy": found(range(len(rows)))["accuracy"], "always_one": most}
+    return _in_percent(figures, [found([at])["accuracy"] for at in range(len(rows))])
 
 
 MATERIALS: Final = {
