@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgec.data.load import read_labelled, read_sample, read_unlabelled
 from edgec.data.readers import Sample
+from edgec.data.spans import of_spans
 from edgec.errors import DataError, RecipeError, UserError
 from edgec.passes import PASSES, run_pass
 from edgec.passes.cache import PassCache
 from edgec.recipe import PassConfig, Recipe, check_passes
 from edgec.state import ModelState, PassContext, Progress, TrainingData
-from edgec.task_rules import check_recipe
+from edgec.task_rules import TAGGED, check_recipe
 from edgec.yaml_tree import from_override, place_of
 
 if TYPE_CHECKING:
@@ -108,6 +109,11 @@ def check_asked(asked: Recipe) -> None:
                     "leaves",
                     _remedy(before.name, config.name, joint=never and value == "joint"),
                 )
+            if config.name == "lora" and config.options.get("targets") is None and _zeros(before):
+                raise RecipeError(
+                    f"{_place(asked, place)}: its adapters, merged, would fill the zeros of prune (line {before.line})",
+                    "prune after fuse-adapters, or give adapters to other layers: targets",
+                )
     for place, config in _still_there(asked.passes):
         lora = any(one.name == "lora" for _, one in _still_there(asked.passes[:place]))
         if config.name == "fuse-adapters" and config.options.get("adapter") is not None and lora:
@@ -128,6 +134,11 @@ def _still_there(passes: Sequence[PassConfig]) -> list[tuple[int, PassConfig]]:
     own = [config.name == "fuse-adapters" and config.options.get("adapter") is None for config in passes]
     fused = max((place for place, merges in enumerate(own) if merges), default=-1)
     return [(place, config) for place, config in enumerate(passes) if config.name != "lora" or place > fused]
+
+
+def _zeros(config: PassConfig) -> bool:
+    """Whether it leaves zeros in all matrices of the encoder's layers, which are to stay."""
+    return config.name == "prune" and config.options.get("structure", "none") == "none"
 
 
 def _remedy(before: str, name: str, *, joint: bool) -> str:
@@ -211,6 +222,7 @@ def run_passes(asked: Recipe, data: RecipeData, cache: PassCache, work: Path, pr
     changed = final_task(asked) not in (None, asked.model.task)
     _check(asked, state, None if changed else state.spec.task)
     _check_labels(asked, data, state)
+    _check_adapters(asked, state)
     _tell_of_texts(asked, state, data.calibration.texts, say)
     loaded, original, before = state, None, ""
     compressing = first_compressing(asked.passes)
@@ -278,6 +290,25 @@ def _check_labels(asked: Recipe, data: RecipeData, state: ModelState) -> None:
         trains = any(step.name in ("finetune", "lora", "align") for step in asked.passes)
         remedy = "; name it in the option labels of the pass that learns the task" if trains else ""
         raise DataError(error.message, error.hint + remedy) from None
+    if task == "token-classification" and evaluate is not None and evaluate.scored and evaluate.metric is not None:
+        given = TAGGED[of_spans(known)]
+        if evaluate.metric not in given:
+            raise RecipeError(
+                f"{asked.source_path}: data.evaluate.metric is {evaluate.metric!r}; with the labels of this model "
+                f"({', '.join(known[:4])}{' ...' * (len(known) > 4)}) tags are scored by {', '.join(given)}",
+                "choose one of those",
+            )
+
+
+def _check_adapters(asked: Recipe, state: ModelState) -> None:
+    """Raises what the first fuse-adapters refuses, where all its adapters are those that the loaded model has."""
+    for place, (config, step) in enumerate(zip(asked.passes, check_passes(asked, PASSES), strict=True)):
+        if config.name == "lora" or config.options.get("adapter") is not None:
+            return
+        if config.name == "fuse-adapters":
+            with _told_where(asked, place):
+                step.requires(state)
+            return
 
 
 def _scored_while_trained(asked: Recipe) -> bool:

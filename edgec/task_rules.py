@@ -22,6 +22,9 @@ METRICS: Final = {
 """What `evaluate` scores against labels; the first is the task's main figure (accuracy, where labels of tokens are no
 parts of spans)."""
 
+TAGGED: Final = {True: ("span_f1", "span_macro_f1", "accuracy"), False: ("accuracy", "macro_f1")}
+"""Of those of token-classification, what labels give that are parts of spans, and what others give."""
+
 FORMATS: Final = {
     "text-classification": TABLES,
     "token-classification": SENTENCES,

@@ -228,6 +228,11 @@ def test_which_pass_makes_it_another_model(recipe: Recipe, passes: str, place: i
             "distill: cannot work on the model that align",
             "put it before align",
         ),
+        (
+            "[{prune: {sparsity: 0.5}}, {finetune: {task: text-classification}}, {lora: {}}, fuse-adapters]",
+            r"passes\.2\.lora: its adapters, merged, would fill the zeros of prune",
+            "prune after fuse-adapters",
+        ),
         ("[quantize, finetune]", "finetune: cannot work on the model that quantize", "put it before quantize"),
         ("[{align: {large: ./nowhere}}]", r"passes\.0\.align\.large: there is no folder ./nowhere", "check the path"),
         ("[{distill: {teacher: /nowhere}}]", r"distill\.teacher: there is no folder /nowhere", "check the path"),
@@ -250,6 +255,39 @@ def test_adapters_that_are_merged_are_in_nobodys_way(recipe: Recipe) -> None:
     )
     model = str(recipe.source_path.parent / "model")
     check_asked(load_recipe(recipe.source_path, overrides=[asked.replace("MODEL", model)]))
+
+
+def test_nothing_to_fuse_is_told_before_a_pass_runs(recipe: Recipe, tmp_path: Path) -> None:
+    passes = "[{prune: {structure: ffn, ratio: 0.5, multiple: 8}}, fuse-adapters]"
+    asked = load_recipe(recipe.source_path, overrides=[f"passes={passes}", "data.train=null"])
+    with pytest.raises(UserError, match=r"passes\.1\.fuse-adapters: the model has no adapters to fuse"):
+        run(asked, tmp_path, kill_at="prune")
+    # Adapters on chosen layers may leave the zeros alone: the pass looks itself.
+    targets = '["*.pooler.dense"]'
+    passes = (
+        f"[{{prune: {{sparsity: 0.5}}}}, {{lora: {{targets: {targets}, task: text-classification}}}}, fuse-adapters]"
+    )
+    check_asked(load_recipe(recipe.source_path, overrides=[f"passes={passes}"]))
+
+
+@pytest.mark.parametrize(
+    ("tags", "metric", "given"),
+    [
+        (("NOUN", "VERB"), "span_f1", "accuracy, macro_f1"),
+        (("B-PER", "O"), "macro_f1", "span_f1, span_macro_f1, accuracy"),
+    ],
+)
+def test_a_metric_that_the_labels_do_not_give_is_told_before_training(
+    recipe: Recipe, tmp_path: Path, tags: tuple[str, str], metric: str, given: str
+) -> None:
+    rows = tmp_path / "rows.conll"
+    rows.write_text(f"it {tags[0]}\nis {tags[1]}\n")
+    overrides = [
+        "passes=[{finetune: {task: token-classification, steps: 1}}]",
+        f"data={{train: {{text: {rows}}}, evaluate: {{text: {rows}, metric: {metric}}}}}",
+    ]
+    with pytest.raises(RecipeError, match=f"tags are scored by {given}"):
+        run(load_recipe(recipe.source_path, overrides=overrides), tmp_path, kill_at="finetune")
 
 
 def test_a_model_that_is_not_there_is_told_at_once(recipe: Recipe) -> None:

@@ -13,6 +13,11 @@ Span = tuple[str, int, int]
 """Type, first word and last word."""
 
 
+def of_spans(labels: Sequence[str]) -> bool:
+    """Whether labels are parts of spans. They need no prefixes for that: O, PER, LOC."""
+    return any(label == "O" or label.startswith(("B-", "I-")) for label in labels)
+
+
 def spans(tags: Sequence[str]) -> list[Span]:
     """The spans of a sentence. An I- or E- that follows no span of its type begins one; a tag without a prefix is
     inside its type."""

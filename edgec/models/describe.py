@@ -18,6 +18,7 @@ from edgec_runtime.manifest import (
     TensorInfo,
 )
 
+from edgec.data.spans import of_spans
 from edgec.nn.seam import components
 from edgec.state import ModelState
 from edgec.task_rules import MAX_ANSWER_TOKENS, WINDOWED, check_export
@@ -114,9 +115,7 @@ def _postprocessing(state: ModelState, module: Any, null_answers: bool, max_answ
     if spec.task == "text-classification":
         return Postprocessing(activation="sigmoid" if spec.multi_label else "softmax")
     if spec.task == "token-classification":
-        # Labels need no prefixes to be those of entities: O, PER, LOC.
-        entities = any(label == "O" or label.startswith(("B-", "I-")) for label in spec.labels or ())
-        return Postprocessing(label_scheme="BIO" if entities else "plain")
+        return Postprocessing(label_scheme="BIO" if of_spans(spec.labels or ()) else "plain")
     if spec.task == "question-answering":
         return Postprocessing(max_answer_tokens=max_answer_tokens, null_answers=null_answers)
     return Postprocessing(mask_token=str(tokenizer.mask_token), mask_id=int(tokenizer.mask_token_id))
