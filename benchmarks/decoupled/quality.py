@@ -10,6 +10,7 @@ holds it for 95 of 100 draws of the questions. Every cell is kept in FILE.cells.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +27,9 @@ from benchmarks.papers.cells import Cell, Kept, over_seeds, run
 from benchmarks.papers.models import WORK, kept, through
 from edgec.models import load_model
 from edgec.passes import Decouple, Finetune
-from edgec.passes.learn import copied
+from edgec.passes.learn import copied, fit
 from edgec.state import ModelState, PassContext, TrainingData
+from edgec.training.features import Featurizer
 
 from .lost import lost
 from .materials import MATERIALS
@@ -51,9 +53,12 @@ SETTINGS: Final = (
     "scored",
     "threads",
 )
+MORE: Final = ", as many steps more"
+"""As compression takes: what it is set beside, since those steps alone teach something, too."""
 BEFORE: Final = {
     **{f"{split}-{LAYERS - split}": "standard" for split in range(1, LAYERS)},
-    **{f"{split}-{LAYERS - split}, {COMPRESSION:g}x": f"{split}-{LAYERS - split}" for split in COMPRESSED},
+    **{f"{split}-{LAYERS - split}{MORE}": f"{split}-{LAYERS - split}" for split in COMPRESSED},
+    **{f"{split}-{LAYERS - split}, {COMPRESSION:g}x": f"{split}-{LAYERS - split}{MORE}" for split in COMPRESSED},
     **{
         f"{split}-{LAYERS - split}, {COMPRESSION:g}x, int8 states": f"{split}-{LAYERS - split}, {COMPRESSION:g}x"
         for split in COMPRESSED
@@ -62,7 +67,8 @@ BEFORE: Final = {
 """What each model is set beside, to tell what its last step cost."""
 CURVES: Final = {
     "": ("decoupled", "o-"),
-    f", {COMPRESSION:g}x": ("its states compressed", "s"),
+    MORE: ("after as many steps more", "v"),
+    f", {COMPRESSION:g}x": ("with its states compressed in them", "s"),
     f", {COMPRESSION:g}x, int8 states": ("and in int8", "x"),
 }
 
@@ -112,6 +118,9 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
             make = partial(_decoupled, options, seed, split, None)
             yield Cell(f"{split}-{LAYERS - split}", seed, partial(_told, options, make))
         for split in COMPRESSED:
+            yield Cell(
+                f"{split}-{LAYERS - split}{MORE}", seed, partial(_told, options, partial(_more, options, seed, split))
+            )
             make = partial(_decoupled, options, seed, split, COMPRESSION)
             name = f"{split}-{LAYERS - split}, {COMPRESSION:g}x"
             yield Cell(name, seed, partial(_told, options, make))
@@ -172,34 +181,68 @@ def _best(options: argparse.Namespace) -> float:
     return float(max(known, key=lambda rate: known[rate]))
 
 
-def _decoupled(options: argparse.Namespace, seed: int, split: int, compression: float | None) -> ModelState:
-    """Compression starts from the model without it, and takes more steps."""
-    step = Decouple(
+def _step(options: argparse.Namespace, split: int, compression: float | None) -> Decouple:
+    return Decouple(
         split=split,
         compression=compression,
         steps=options.steps,
-        compression_steps=None if compression is None else options.compression_steps or max(1, options.steps // 2),
+        compression_steps=None if compression is None else _steps_more(options),
         contrastive=options.contrastive,
         batch_size=options.batch,
         learning_rate=options.decoupled_rate or _best(options),
         max_length=options.max_length,
         checks=4,
     )
-    train = _rows(options)
+
+
+def _steps_more(options: argparse.Namespace) -> int:
+    return int(options.compression_steps or max(1, options.steps // 2))
+
+
+def _decoupled(options: argparse.Namespace, seed: int, split: int, compression: float | None) -> ModelState:
+    """Compression starts from the model without it, and takes more steps."""
+    step, train = _step(options, split, compression), _rows(options)
 
     def make() -> ModelState:
         teacher = _teacher(options, seed)
         if compression is None:
             return through(teacher, step, seed=seed, train=train)
-        with tempfile.TemporaryDirectory(prefix="edgec-decoupled-") as folder:
-            start = copied(_decoupled(options, seed, split, None))
-            step.compress(start, teacher, PassContext(Path(folder), (), seed, data=TrainingData(train)))
-        return start
+        return _gone_on(options, seed, split, lambda start, ctx: step.compress(start, teacher, ctx))
 
-    what = f"split{split}-{step.learning_rate:g}" + (f"-contrastive{step.contrastive:g}" if step.contrastive else "")
-    if compression is not None:
-        what += f"-{compression:g}x-{step.compression_steps}"
+    what = _what(step) + (f"-{compression:g}x-{step.compression_steps}" if compression is not None else "")
     return load_model(kept(_name(options, f"{what}-{seed}"), make))
+
+
+def _more(options: argparse.Namespace, seed: int, split: int) -> ModelState:
+    """The decoupled model after the steps that compression takes, without it."""
+    step = _step(options, split, None)
+    longer = dataclasses.replace(step.trains, steps=_steps_more(options))
+
+    def learn(start: ModelState, ctx: PassContext) -> None:
+        rows = Featurizer(start, max_length=options.max_length).labelled(ctx.data.train)
+        part: Any = _teacher(options, seed).parts["encoder"]
+        fit(start, rows, step.objective(part, multi_label=False), longer, ctx, label="more")
+
+    def make() -> ModelState:
+        return _gone_on(options, seed, split, learn)
+
+    return load_model(kept(_name(options, f"{_what(step)}-and-{longer.steps}-{seed}"), make))
+
+
+def _gone_on(
+    options: argparse.Namespace, seed: int, split: int, learn: Callable[[ModelState, PassContext], object]
+) -> ModelState:
+    """The decoupled model after something more that it learns, in place."""
+    start = copied(_decoupled(options, seed, split, None))
+    with tempfile.TemporaryDirectory(prefix="edgec-decoupled-") as folder:
+        learn(start, PassContext(Path(folder), (), seed, data=TrainingData(_rows(options))))
+    return start
+
+
+def _what(step: Decouple) -> str:
+    return f"split{step.split}-{step.learning_rate:g}" + (
+        f"-contrastive{step.contrastive:g}" if step.contrastive else ""
+    )
 
 
 def _name(options: argparse.Namespace, what: str) -> str:

@@ -7,13 +7,16 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgec.errors import PassError, UserError
 from edgec.passes.learn import copied, fit, require_float, require_length, require_room, require_scored, require_train
 from edgec.processes import is_main
 from edgec.state import ModelState, PassContext, PassResult
 from edgec.training.options import MEANINGS, TrainingOptions
+
+if TYPE_CHECKING:
+    from edgec.training.decoupling import Decoupling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,19 +183,23 @@ class Decouple(TrainingOptions):
         options: TrainingOptions,
         label: str,
     ) -> dict[str, Any]:
+        objective = self.objective(teacher.parts["encoder"], multi_label=teacher.spec.multi_label)
+        return fit(state, rows, objective, options, ctx, label=label, folder=label).to_dict()
+
+    def objective(self, teacher: Any, *, multi_label: bool) -> Decoupling:
+        """What a decoupled model learns from the part `teacher` with these weights."""
         from edgec.training.decoupling import Decoupling
         from edgec.training.objectives import Supervised
 
-        objective = Decoupling(
-            teacher.parts["encoder"],
-            Supervised(multi_label=teacher.spec.multi_label),
+        return Decoupling(
+            teacher,
+            Supervised(multi_label=multi_label),
             weight=self.distill,
             temperature=self.temperature,
             states=self.states,
             attention=self.attention,
             contrastive=self.contrastive,
         )
-        return fit(state, rows, objective, options, ctx, label=label, folder=label).to_dict()
 
     def ensures(self, before: ModelState, after: ModelState) -> None:
         part: Any = after.parts["encoder"]
