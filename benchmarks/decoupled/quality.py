@@ -68,8 +68,8 @@ BEFORE: Final = {
 CURVES: Final = {
     "": ("decoupled", "o-"),
     MORE: ("after as many steps more", "v"),
-    f", {COMPRESSION:g}x": ("with its states compressed in them", "s"),
-    f", {COMPRESSION:g}x, int8 states": ("and in int8", "x"),
+    f", {COMPRESSION:g}x": ("states compressed in those steps", "s"),
+    f", {COMPRESSION:g}x, int8 states": ("and kept in int8", "x"),
 }
 
 
@@ -305,6 +305,9 @@ def draw(result: Mapping[str, Any], file: Path) -> None:
                 axes.errorbar(places, [v["mean"] for v in values], [v["std"] for v in values], fmt=style, label=label)
         if "standard" in means:
             axes.axhline(means["standard"]["mean"], color="k", linestyle="--", label="standard")
+        if "always_one" in result["means"]:
+            commoner = result["means"]["always_one"]["standard" if "standard" in means else next(iter(means))]["mean"]
+            axes.axhline(commoner, color="k", linestyle=":", label="always the commoner label")
         axes.set_xticks(range(len(splits)), splits)
         axes.set_xlabel("layers that read apart - together")
         axes.set_ylabel(f"{title}, %")
